@@ -1,0 +1,767 @@
+"""Every setting of the agent: read once into a frozen object, checked, each with its unit, its reason and where it came from.
+
+Order: flag > MOORING_AGENT_* (`__` nests) > --config > systemd credential agent.toml > /etc/mooring/agent.toml and agent.d/*.toml >
+/usr/lib/mooring/agent.toml > the defaults here.
+What the server wishes (`DesiredConfig`) is checked key by key: one bad key is reported, the rest is applied.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, field_validator, model_validator
+
+from protocol.configuration import BudgetSettings, PipelineSettings, TelemetrySettings, UpdateSettings
+from protocol.errors import ConfigError
+from protocol.files import read_bounded
+from protocol.ids import NAME_PATTERN
+from protocol.rules import MAX_RULE_BYTES, Rules, Zones, need_tracks
+from protocol.views import WHOLE_FRAME, Motion, Roi
+from protocol.windows import checked_zone
+
+ETC_DIR = Path("/etc/mooring")
+VENDOR_DIR = Path("/usr/lib/mooring")
+ENVIRONMENT_PREFIX = "MOORING_AGENT_"
+#: Read by `enroll` only: a secret is not a setting.
+TOKEN_ENVIRONMENT_NAME = "MOORING_AGENT_TOKEN"  # noqa: S105 - a name, not a secret
+#: A configuration file beyond this is not one of ours.
+MAX_FILE_BYTES = 1 << 20
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+LongText = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# --- pipelines: source -> model line -> outputs ---
+
+
+class VideoSource(_Section):
+    """A recorded video, played at its own pace."""
+
+    kind: Literal["video"]
+    path: LongText
+    #: Start again at its end; a new session each time.
+    loop: bool = False
+
+
+class CameraSource(_Section):
+    """A V4L2 camera."""
+
+    kind: Literal["camera"]
+    device: LongText = "/dev/video0"
+    #: Wished picture size in pixels; None: what the camera gives.
+    width: Annotated[int, Field(ge=16, le=16_384)] | None = None
+    height: Annotated[int, Field(ge=16, le=16_384)] | None = None
+
+
+class StreamSource(_Section):
+    """An RTSP or HTTP stream."""
+
+    kind: Literal["stream"]
+    url: LongText
+    #: A smaller picture of the same camera: used while it has as many pixels as the models need (docs/capture.md).
+    sub_url: LongText | None = None
+    #: Name of the secret that holds "user:password"; see `resolve_secrets`.
+    secret: Name | None = None
+    #: Which frames are decoded: all of them; those that others are predicted from; those that stand alone, one every few seconds.
+    decode: Literal["all", "references", "keyframes"] = "all"
+    #: What decodes; "auto" takes the first that works here. One that does not work is replaced by the processor, and that is reported.
+    hardware: Literal["none", "auto", "vaapi", "v4l2m2m", "cuda"] = "none"
+    #: How RTSP carries the pictures.
+    transport: Literal["tcp", "udp"] = "tcp"
+
+
+class FolderSource(_Section):
+    """A folder of pictures, in the order of their names."""
+
+    kind: Literal["folder"]
+    path: LongText
+    loop: bool = False
+    #: Pictures per second.
+    fps: Annotated[float, Field(gt=0, le=1000)] = 5.0
+
+
+class SensorSource(_Section):
+    """A stream of JSON readings from a local MQTT broker, for gateways."""
+
+    kind: Literal["sensor"]
+    broker: LongText
+    topic: LongText
+    #: JSON keys that make the channels, in this order.
+    fields: Annotated[tuple[LongText, ...], Field(min_length=1, max_length=64)]
+    #: Readings per prediction, and readings between two predictions.
+    window: Annotated[int, Field(ge=1, le=65_536)] = 64
+    stride: Annotated[int, Field(ge=1, le=65_536)] = 16
+    #: A reading that lacks a number: is left out, keeps the field's last one, spoils its windows, or is for the model manifest to say.
+    gaps: Literal["drop", "hold", "reject", "pass"] = "hold"
+    secret: Name | None = None
+
+
+Source = Annotated[VideoSource | CameraSource | StreamSource | FolderSource | SensorSource, Field(discriminator="kind")]
+
+
+class Keep(StrEnum):
+    """Which predictions of a pipeline enter the outbox; the rest is class `ring`."""
+
+    #: None: telemetry and events only.
+    RING = "ring"
+    #: Those that made an event.
+    EVENTS = "events"
+    #: Every one.
+    ALL = "all"
+
+
+class PipelineConfig(_Section):
+    """One pipeline of a device."""
+
+    name: Name
+    line: Name
+    source: Source
+    keep: Keep = Keep.RING
+    #: Frames inferred per second at most; 0: as many as the source gives.
+    max_fps: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    #: A top score at or above it makes an event, once per crossing; None: the model manifest's threshold.
+    min_score: Annotated[float, Field(ge=0, le=1)] | None = None
+    #: Give detected objects tracking ids, also when no rule needs them.
+    track: bool = False
+    #: Parts of the frame, and event rules over them (docs/events.md).
+    zones: Zones = ()
+    rules: Rules = ()
+    #: The part of the frame that is inferred, x0, y0, x1, y1 of 0 to 1; boxes are told in shares of the whole frame all the same.
+    roi: Roi = WHOLE_FRAME
+    #: Frames in which nothing moves are not inferred (docs/capture.md).
+    motion: Motion = Motion()
+    #: Annotated pictures may be asked for: `mooring-agent snapshot` and the server's command; nothing is ever stored.
+    preview: bool = False
+
+    @model_validator(mode="after")
+    def _only_pictures_are_looked_at(self) -> "PipelineConfig":
+        if isinstance(self.source, SensorSource) and (self.roi != WHOLE_FRAME or self.motion.min_area or self.preview):
+            raise ValueError("`roi`, `motion` and `preview` are for pictures; this source gives readings")
+        return self
+
+    def for_inference(self) -> "PipelineConfig":
+        """The pipeline as the inference process needs it: rules and who may look are not its business, and reopen no camera."""
+        return self.model_copy(update={"track": self.track or need_tracks(self.rules), "zones": (), "rules": (), "preview": False})
+
+
+# --- the settings of the agent itself ---
+
+
+class ServerConfig(_Section):
+    #: Base URL of the device API; None: the one that enrollment recorded.
+    url: LongText | None = None
+    #: http:// (CONNECT) or socks5:// proxy for HTTPS and, unless `broker.proxy` says otherwise, MQTT.
+    proxy: LongText | None = None
+    #: Seconds for one request; slow cellular links need many.
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = 30.0
+
+    @field_validator("url")
+    @classmethod
+    def _https_only(cls, value: str | None) -> str | None:
+        return None if value is None else _url_with_scheme(value, ("https",))
+
+    @field_validator("proxy")
+    @classmethod
+    def _known_proxy(cls, value: str | None) -> str | None:
+        return None if value is None else _url_with_scheme(value, PROXY_SCHEMES)
+
+
+class BrokerConfig(_Section):
+    #: mqtts://host:8883 or wss://host:443/path; None: the addresses that enrollment recorded.
+    url: LongText | None = None
+    proxy: LongText | None = None
+    #: Seconds, system time; below the usual 5 minutes of NAT tables.
+    keep_alive_s: Annotated[int, Field(ge=5, le=3600)] = 60
+    #: Unacknowledged QoS 1 messages at once; small, so that a cut loses little work.
+    in_flight: Annotated[int, Field(ge=1, le=1000)] = 20
+    #: Longest pause between two attempts to connect, in seconds of system time; full jitter below it.
+    reconnect_max_s: Annotated[float, Field(gt=0, le=3600)] = 120.0
+
+    @field_validator("url")
+    @classmethod
+    def _tls_only(cls, value: str | None) -> str | None:
+        return None if value is None else _url_with_scheme(value, ("mqtts", "wss"))
+
+    @field_validator("proxy")
+    @classmethod
+    def _known_proxy(cls, value: str | None) -> str | None:
+        return None if value is None else _url_with_scheme(value, PROXY_SCHEMES)
+
+
+class OutboxConfig(_Section):
+    #: Disk budget in MiB: about a week of telemetry of one pipeline every 10 s, and kind to a small eMMC.
+    budget_mb: Annotated[float, Field(ge=0.25, le=65_536)] = 64.0
+    #: Seconds without an `ack` before unacknowledged rows are sent again; doubles up to an hour (INTERFACES 1.6).
+    resend_s: Annotated[float, Field(ge=1, le=3600)] = 300.0
+    #: Predictions held for the uplink when the pipeline keeps none; the oldest goes first.
+    ring_rows: Annotated[int, Field(ge=1, le=10_000)] = 256
+
+
+class TelemetryConfig(_Section):
+    #: Seconds of one window of `tel/perf` and `tel/sys` (INTERFACES 1.2: 10 to 60).
+    perf_s: Annotated[float, Field(ge=1, le=3600)] = 10.0
+    sys_s: Annotated[float, Field(ge=1, le=3600)] = 10.0
+
+
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+_ANY_DAY: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_WALL_TIME = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
+
+
+class WindowConfig(_Section):
+    """A stretch of the site's wall clock, e.g. `{ days = ["mon", "fri"], from = "22:00", to = "04:00" }`; it may pass midnight."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+    #: Days on which it begins.
+    days: Annotated[tuple[Day, ...], Field(min_length=1, max_length=7)] = _ANY_DAY
+    #: From this minute on, and until just before that one; equal: the whole day.
+    from_: Annotated[str, Field(alias="from"), StringConstraints(pattern=_WALL_TIME)]
+    to: Annotated[str, StringConstraints(pattern=_WALL_TIME)]
+
+
+class UpdateConfig(_Section):
+    #: Seconds between two polls, ± 50 % (UPDATES 4.6).
+    poll_s: Annotated[float, Field(ge=1, le=86_400)] = 900.0
+    #: Seconds between two version reports when nothing changed (UPDATES 1.8).
+    report_s: Annotated[float, Field(ge=1, le=604_800)] = 28_800.0
+    #: Live probe (UPDATES 4.4): inferences and seconds before a verdict, and the seconds after which none is an error.
+    min_inferences: Annotated[int, Field(ge=1, le=10**9)] = 1000
+    min_seconds: Annotated[float, Field(ge=0, le=86_400)] = 600.0
+    max_seconds: Annotated[float, Field(ge=1, le=604_800)] = 3600.0
+    #: Degrees Celsius of the hottest sensor above which a new release is taken back; most boards throttle at 80 to 85 (UPDATES 4.4).
+    max_temperature_c: Annotated[float, Field(ge=-40, le=150)] = 85.0
+    #: Seconds a self-test in a child process may take; slow boards compile engines.
+    self_test_s: Annotated[float, Field(ge=1, le=3600)] = 120.0
+    #: MiB that stay free beyond the files of a release (UPDATES 3.3).
+    spare_disk_mb: Annotated[float, Field(ge=0, le=65_536)] = 16.0
+    #: Bytes per second below which a transfer, over a minute, is given up (UPDATES 1.3).
+    min_bytes_per_s: Annotated[float, Field(ge=0)] = 1000.0
+    #: Bytes over this device's link cost money.
+    metered: bool = False
+    #: What a metered link may carry (ADR 0013): nothing of an update; deltas of models; whole models up to `full_up_to_bytes` too.
+    full_download: Literal["never", "delta_only", "full_up_to"] = "delta_only"
+    full_up_to_bytes: Annotated[int, Field(ge=0, le=2**53 - 1)] = 0
+    #: MiB that decoding a delta may use: small boards have 512 for everything.
+    memory_mb: Annotated[int, Field(ge=1, le=4096)] = 64
+    #: KiB per second that all downloads of this device together may take; 0: as much as comes.
+    bandwidth_kib_s: Annotated[float, Field(ge=0, le=2**30)] = 0.0
+    #: Zone of the windows, a name like "Europe/Berlin".
+    time_zone: Annotated[str, StringConstraints(min_length=1, max_length=100)] = "UTC"
+    #: When files may be fetched, and when a release may be activated; empty: always.
+    download_windows: Annotated[tuple[WindowConfig, ...], Field(max_length=32)] = ()
+    activation_windows: Annotated[tuple[WindowConfig, ...], Field(max_length=32)] = ()
+    #: "site": somebody at the site says yes to each assignment before it is activated.
+    consent: Literal["none", "site"] = "none"
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        return checked_zone(value)
+
+
+class RuntimeConfig(_Section):
+    #: Providers to try, best first; empty: CPU. Names of `runtime.providers`, e.g. "openvino-gpu", "edgetpu-usb", or ONNX Runtime's own.
+    providers: Annotated[tuple[LongText, ...], Field(max_length=16)] = ()
+    #: Options of a provider by its name, as its vendor documents them; `library` of "external" names the delegate's file.
+    options: Annotated[dict[LongText, dict[LongText, LongText]], Field(max_length=16)] = {}
+    #: Refuse to run when the effective provider is not the first one wanted.
+    require: bool = False
+    #: One thread: under contention two hurt (RUNTIMES, Threads).
+    threads: Annotated[int, Field(ge=1, le=64)] = 1
+    #: Measure threads and providers when a release is installed and something may be gained; within so many seconds, of wall clock and
+    #: of processor, at low priority.
+    autotune: bool = True
+    autotune_s: Annotated[float, Field(ge=1, le=3600)] = 20.0
+    #: Milliseconds after which a frame is too old to be inferred.
+    max_age_ms: Annotated[float, Field(ge=1, le=60_000)] = 1000.0
+    #: Seconds without progress, at least, before the inference process is killed; slow models and busy machines get more.
+    hang_s: Annotated[float, Field(ge=1, le=3600)] = 5.0
+    #: Infer fewer frames while the device is hot or short of memory, instead of being stopped.
+    slow_down: bool = True
+    #: Share of one core that candidates may take to be compared with what runs, whoever assigns them; 0: none runs on this device.
+    shadow_cpu_max: Annotated[float, Field(ge=0, le=1)] = 0.2
+    #: "normal": candidates compete for their share of the processor, for devices on which nothing is ever idle.
+    shadow_priority: Literal["idle", "normal"] = "idle"
+    #: Seconds between two reports of such a comparison; it is reported at its end too.
+    shadow_report_s: Annotated[float, Field(ge=1, le=86_400)] = 3600.0
+
+
+class ServingConfig(_Section):
+    """Models for other programs on this device, by the Open Inference Protocol (INTERFACES 4)."""
+
+    #: "127.0.0.1:8000", "[::1]:8000" or "unix:/path"; empty: nothing is served. Beyond this machine: certificate, key and token_file too.
+    listen: Annotated[str, StringConstraints(max_length=200)] = ""
+    #: Model lines that are served; empty: all that this device has.
+    lines: Annotated[tuple[Name, ...], Field(max_length=64)] = ()
+    #: Requests inferred at once; each more costs a copy of the model, and takes a core from the pipelines.
+    parallel: Annotated[int, Field(ge=1, le=16)] = 1
+    #: Requests that wait for their turn; the next is answered 503.
+    queue: Annotated[int, Field(ge=1, le=1024)] = 16
+    connections: Annotated[int, Field(ge=1, le=1024)] = 64
+    #: MiB of one request, packed and unpacked; four of them may be on their way at once.
+    max_body_mb: Annotated[float, Field(gt=0, le=1024)] = 16.0
+    #: PEM files, and a file with the token that clients send as `Authorization: Bearer TOKEN`.
+    certificate: Path | None = None
+    key: Path | None = None
+    token_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _is_guarded(self) -> Self:
+        if self.listen and not parse_listen(self.listen).is_local and None in (self.certificate, self.key, self.token_file):
+            raise ValueError(f"listen = {self.listen!r} is beyond this machine; wanted certificate, key and token_file too")
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("only one of certificate and key is set; wanted both or neither")
+        return self
+
+
+def changed_serving(serving: ServingConfig, change: Mapping[str, Any]) -> ServingConfig:
+    """The settings with some changed by flags. Raises: ConfigError."""
+    try:
+        return ServingConfig.model_validate({**serving.model_dump(), **change})
+    except ValidationError as error:
+        raise ConfigError(f"Wrong setting: {' | '.join(f'serving.{key}: {text}' for key, text in _messages(error))}.") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """Where a server listens: a host and a port, or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return bool(self.path) or ip_address(self.host).is_loopback
+
+
+def parse_listen(text: str) -> ListenAddress:
+    """The parts of "address:port", "[address]:port" or "unix:/path". Raises: ValueError."""
+    wrong = f"{text!r} is no address to listen on; wanted 127.0.0.1:8000, [::1]:8000 or unix:/path"
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path.startswith("/") or len(path.encode()) > 100:  # sun_path holds 108 bytes
+            raise ValueError(wrong)
+        return ListenAddress(path=path)
+    host, _, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        ip_address(host)
+    except ValueError:
+        raise ValueError(wrong) from None
+    if not (port.isascii() and port.isdigit() and int(port) <= 65_535):
+        raise ValueError(wrong)
+    return ListenAddress(host=host, port=int(port))
+
+
+class BudgetConfig(_Section):
+    """What this device may use in a day (UTC). Near a limit telemetry becomes coarser, at that of bytes it waits."""
+
+    #: Bytes sent to and received from the server, updates included; 0: no limit.
+    bytes_per_day: Annotated[int, Field(ge=0, le=2**53 - 1)] = 0
+    #: MiB written to storage; 0: no limit. An eMMC of 8 GB that stands 3,000 writes of each cell lasts ten years at 6,500 MiB a day.
+    writes_per_day_mb: Annotated[float, Field(ge=0, le=2**30)] = 0.0
+
+
+class ConfigurationConfig(_Section):
+    """How signed configuration is tried (seconds of the agent's clock)."""
+
+    #: Only configurations of this group are taken; None: of the one that the server names, so that operators may move the device.
+    group: Name | None = None
+    #: Earliest moment at which a change is kept.
+    settle_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    #: Without its link or its frames for this long after a change, the device goes back: a cellular modem needs minutes to come up.
+    trial_s: Annotated[float, Field(ge=1, le=86_400)] = 300.0
+
+
+class AgentConfig(_Section):
+    """Everything the agent may be told by files, environment and flags."""
+
+    state_dir: Path = Path("/var/lib/mooring/agent")
+    run_dir: Path = Path("/run/mooring/agent")
+    #: What artifacts this machine can run; None: the one that enrollment recorded.
+    device_type: Name | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    server: ServerConfig = ServerConfig()
+    broker: BrokerConfig = BrokerConfig()
+    outbox: OutboxConfig = OutboxConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    update: UpdateConfig = UpdateConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    configuration: ConfigurationConfig = ConfigurationConfig()
+    serving: ServingConfig = ServingConfig()
+    budget: BudgetConfig = BudgetConfig()
+    #: Used until the server's desired config brings pipelines; then those win.
+    pipelines: Annotated[tuple[PipelineConfig, ...], Field(max_length=64)] = ()
+
+    @field_validator("pipelines")
+    @classmethod
+    def _names_differ(cls, value: tuple[PipelineConfig, ...]) -> tuple[PipelineConfig, ...]:
+        names = [pipeline.name for pipeline in value]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two pipelines have one name in {names}; wanted different ones")
+        return value
+
+    @property
+    def store_path(self) -> Path:
+        return self.state_dir / "outbox.db"
+
+    @property
+    def identity_dir(self) -> Path:
+        return self.state_dir / "identity"
+
+    @property
+    def slots_dir(self) -> Path:
+        return self.state_dir / "slots"
+
+    @property
+    def candidates_dir(self) -> Path:
+        return self.state_dir / "candidates"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.run_dir / "control.sock"
+
+
+PROXY_SCHEMES = ("http", "socks5", "socks5h")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """The settings and, per dotted key that someone set, who set it."""
+
+    config: AgentConfig
+    origins: Mapping[str, str]
+
+    def rows(self) -> list[tuple[str, Any, str]]:
+        """Every leaf as (dotted key, value with secrets masked, origin)."""
+        return [(key, mask(value), self._origin(key)) for key, value in _leaves(self.config.model_dump(mode="json"))]
+
+    def _origin(self, key: str) -> str:
+        while key:
+            if key in self.origins:
+                return self.origins[key]
+            key = key.rpartition(".")[0]
+        return "default"
+
+
+def load_config(
+    *,
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+    config_path: Path | None = None,
+    etc_dir: Path = ETC_DIR,
+    vendor_dir: Path = VENDOR_DIR,
+) -> LoadedConfig:
+    """The settings with their origins. `flags` holds dotted keys; None values are skipped.
+
+    Raises: ConfigError naming key, value and what is allowed: an unknown key, a bad value, an unreadable file.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    files = [vendor_dir / "agent.toml", etc_dir / "agent.toml", *sorted((etc_dir / "agent.d").glob("*.toml"))]
+    environment = environment or {}
+    if credentials := environment.get("CREDENTIALS_DIRECTORY"):  # systemd.exec(5)
+        files.append(Path(credentials) / "agent.toml")
+    for path in files:
+        if path.is_file():
+            _merge(merged, origins, _read_toml(path), str(path))
+    if config_path is not None:
+        _merge(merged, origins, _read_toml(config_path), str(config_path))
+    for name, text in environment.items():
+        if name.startswith(ENVIRONMENT_PREFIX) and name != TOKEN_ENVIRONMENT_NAME:
+            key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+            _merge(merged, origins, _nested(key, parse_value(name, text)), f"environment {name}")
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _merge(merged, origins, _nested(key, value), "flag")
+    try:
+        return LoadedConfig(AgentConfig.model_validate(merged), origins)
+    except ValidationError as error:
+        raise _config_error(error, origins) from None
+
+
+# --- what the server wishes ---
+
+
+class DesiredUpdate(_Section):
+    poll_s: Annotated[float, Field(ge=1, le=86_400)] | None = None
+
+
+class DesiredTelemetry(_Section):
+    perf_s: Annotated[float, Field(ge=1, le=3600)] | None = None
+    sys_s: Annotated[float, Field(ge=1, le=3600)] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredConfig:
+    """The part of a desired config that could be understood; None: the server does not say."""
+
+    pipelines: tuple[PipelineConfig, ...] | None = None
+    telemetry: DesiredTelemetry = field(default_factory=DesiredTelemetry)
+    update: DesiredUpdate = field(default_factory=DesiredUpdate)
+    #: Name -> sealed text; opened by `protocol.sealed`.
+    secrets: Mapping[str, str] = field(default_factory=dict)
+
+
+_SECRETS: TypeAdapter[dict[str, str]] = TypeAdapter(dict[Name, Annotated[str, StringConstraints(max_length=16_384)]])
+_MAX_PIPELINES = 64
+
+
+def parse_desired(config: Mapping[str, Any]) -> tuple[DesiredConfig, dict[str, str]]:
+    """What of the desired config can be applied, and per key that cannot: why (secrets are never repeated there)."""
+    errors: dict[str, str] = {}
+    known = {"pipelines", "telemetry", "update", "secrets"}
+    for key in config.keys() - known:
+        errors[key[:200]] = f"unknown key; wanted one of {', '.join(sorted(known))}"
+    pipelines = None if "pipelines" not in config else _parse_pipelines(config["pipelines"], errors)
+    telemetry = _parse_part(DesiredTelemetry, "telemetry", config, errors)
+    update = _parse_part(DesiredUpdate, "update", config, errors)
+    secrets: dict[str, str] = {}
+    try:
+        secrets = _SECRETS.validate_python(config.get("secrets") or {})
+    except ValidationError:
+        errors["secrets"] = "not an object of names and sealed texts"
+    return DesiredConfig(pipelines, telemetry, update, secrets), errors
+
+
+def effective_config(local: AgentConfig, desired: DesiredConfig) -> AgentConfig:
+    """The settings in force: the local ones, changed by what the server wishes."""
+    telemetry = local.telemetry.model_copy(update=desired.telemetry.model_dump(exclude_none=True))
+    update = local.update.model_copy(update=desired.update.model_dump(exclude_none=True))
+    pipelines = local.pipelines if desired.pipelines is None else desired.pipelines
+    return local.model_copy(update={"telemetry": telemetry, "update": update, "pipelines": pipelines})
+
+
+#: What of a section may be laid over from afar, named once in `protocol.configuration`.
+_SETTABLE = {
+    name: tuple(kind.model_fields)
+    for name, kind in (("telemetry", TelemetrySettings), ("update", UpdateSettings), ("budget", BudgetSettings))
+}
+_SETTABLE_PIPELINE = tuple(PipelineSettings.model_fields)
+
+
+def settable(config: AgentConfig) -> dict[str, Any]:
+    """The values that signed configuration may change, nested as `protocol.configuration.Settings`; pipelines by name."""
+    dumped = config.model_dump(mode="json", by_alias=True)
+    found: dict[str, Any] = {"log_level": dumped["log_level"]}
+    for section, names in _SETTABLE.items():
+        found[section] = {name: dumped[section][name] for name in names if name in dumped[section]}
+    found["pipelines"] = {one["name"]: {name: one[name] for name in _SETTABLE_PIPELINE} for one in dumped["pipelines"]}
+    return found
+
+
+def with_settable(config: AgentConfig, values: Mapping[str, Any]) -> tuple[AgentConfig, dict[str, str]]:
+    """The settings with these values, nested as `settable` gives them, and per key that does not fit this agent: why it is left out."""
+    errors: dict[str, str] = {}
+    dumped = config.model_dump(mode="json", by_alias=True)
+    wished: dict[str, Any] = {"log_level": values["log_level"]}
+    for section, kind in (("telemetry", TelemetryConfig), ("update", UpdateConfig), ("budget", BudgetConfig)):
+        fitting = dict(values[section])
+        try:
+            wished[section] = kind.model_validate({**dumped[section], **fitting})
+        except ValidationError as error:
+            for key, text in _messages(error):
+                errors[f"{section}.{key}"[:200]] = text
+                fitting.pop(key.split(".", maxsplit=1)[0], None)
+            wished[section] = kind.model_validate({**dumped[section], **fitting})
+    pipelines = [_with_values(one, values["pipelines"].get(one["name"], {}), errors) for one in dumped["pipelines"]]
+    return config.model_copy(update={**wished, "pipelines": tuple(pipelines)}), errors
+
+
+def _with_values(own: Mapping[str, Any], wished: Mapping[str, Any], errors: dict[str, str]) -> PipelineConfig:
+    """The pipeline with those of the values that fit it. Rules that name a zone which is not here do not, nor the zones beside them."""
+    try:
+        return PipelineConfig.model_validate({**own, **wished})
+    except ValidationError as error:
+        misfits = {key.split(".", maxsplit=1)[0]: text for key, text in _messages(error)}
+    errors.update({f"pipelines.{own['name']}.{key}"[:200]: text for key, text in misfits.items()})
+    wrong = misfits.keys() | ({"zones", "rules"} if misfits.keys() & {"zones", "rules"} else set())
+    return PipelineConfig.model_validate({**own, **{key: value for key, value in wished.items() if key not in wrong}})
+
+
+def trim_rules(config: AgentConfig) -> tuple[AgentConfig, dict[str, str]]:
+    """The settings without the zones and rules of the pipelines that are beyond `MAX_RULE_BYTES`, and per such pipeline: why."""
+    left, kept, errors = MAX_RULE_BYTES, [], {}
+    for pipeline in config.pipelines:
+        size = len(pipeline.model_dump_json(include={"zones", "rules"}, by_alias=True))
+        if size > left:
+            text = f"zones and rules of all pipelines together take more than {MAX_RULE_BYTES} bytes; those of this one are left out"
+            errors[f"pipelines.{pipeline.name}.rules"] = text
+            kept.append(pipeline.model_copy(update={"zones": (), "rules": ()}))
+        else:
+            left -= size
+            kept.append(pipeline)
+    return (config if not errors else config.model_copy(update={"pipelines": tuple(kept)})), errors
+
+
+def resolve_secrets(pipelines: tuple[PipelineConfig, ...], secrets: Mapping[str, str]) -> tuple[tuple[PipelineConfig, ...], dict[str, str]]:
+    """The pipelines with each named secret ("user:password") put into its URL, and per pipeline left out: why."""
+    resolved, errors = [], {}
+    for pipeline in pipelines:
+        source = pipeline.source
+        if not isinstance(source, StreamSource | SensorSource) or source.secret is None:
+            resolved.append(pipeline)
+        elif (value := secrets.get(source.secret)) is None:
+            errors[f"pipelines.{pipeline.name}.source.secret"] = f"no secret named {source.secret!r} has reached this device"
+        else:
+            names = ("url", "sub_url") if isinstance(source, StreamSource) else ("broker",)
+            addresses = {name: address for name in names if (address := getattr(source, name)) is not None}
+            update = {**{name: _with_credentials(address, value) for name, address in addresses.items()}, "secret": None}
+            resolved.append(pipeline.model_copy(update={"source": source.model_copy(update=update)}))
+    return tuple(resolved), errors
+
+
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+
+def mask(value: Any) -> Any:
+    """The value with user names and passwords inside URLs replaced by ***."""
+    if isinstance(value, str):
+        return _USERINFO.sub("***", value)
+    if isinstance(value, list | tuple):
+        return [mask(item) for item in value]
+    if isinstance(value, dict):
+        return {key: mask(item) for key, item in value.items()}
+    return value
+
+
+# --- pieces ---
+
+_Part = TypeVar("_Part", bound=_Section)
+
+
+def _parse_pipelines(value: Any, errors: dict[str, str]) -> tuple[PipelineConfig, ...] | None:
+    if not isinstance(value, list) or len(value) > _MAX_PIPELINES:
+        errors["pipelines"] = f"not a list of at most {_MAX_PIPELINES} pipelines"
+        return None
+    found: dict[str, PipelineConfig] = {}
+    for index, item in enumerate(value):
+        try:
+            pipeline = PipelineConfig.model_validate(item)
+        except ValidationError as error:
+            for key, text in _messages(error):
+                errors[f"pipelines.{index}.{key}"[:200]] = text
+            continue
+        if pipeline.name in found:
+            errors[f"pipelines.{index}.name"] = f"{pipeline.name!r} is already taken by another pipeline"
+        else:
+            found[pipeline.name] = pipeline
+    return tuple(found.values())
+
+
+def _parse_part(kind: type[_Part], name: str, config: Mapping[str, Any], errors: dict[str, str]) -> _Part:
+    """The section without the keys that are wrong."""
+    part = config.get(name) or {}
+    if not isinstance(part, dict):
+        errors[name] = "not an object"
+        return kind()
+    good = dict(part)
+    try:
+        return kind.model_validate(good)
+    except ValidationError as error:
+        for key, text in _messages(error):
+            errors[f"{name}.{key}"[:200]] = text
+            good.pop(key.split(".", maxsplit=1)[0], None)
+        return kind.model_validate(good)
+
+
+def _messages(error: ValidationError) -> list[tuple[str, str]]:
+    """(dotted key, text with the value seen) per complaint."""
+    found = []
+    for detail in error.errors(include_url=False):
+        key = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            found.append((key, "unknown key"))
+        elif detail["type"] == "missing":
+            found.append((key, "missing"))
+        else:
+            seen = mask(str(detail["input"]))[:200]
+            found.append((key, f"{seen!r}: {detail['msg']}"))
+    return found
+
+
+def _config_error(error: ValidationError, origins: Mapping[str, str]) -> ConfigError:
+    parts = []
+    for key, text in _messages(error):
+        origin = next((by for known, by in origins.items() if f"{key}.".startswith(f"{known}.") or known.startswith(f"{key}.")), None)
+        allowed = f"; known here: {', '.join(_known_keys(key))}" if text == "unknown key" else ""
+        parts.append(f"{key}: {text}{allowed}{f' (from {origin})' if origin else ''}")
+    return ConfigError("Wrong setting: " + " | ".join(parts) + ".", hint="See `mooring-agent config show --origin`.")
+
+
+def _known_keys(key: str) -> list[str]:
+    """The keys allowed where the unknown one stands."""
+    section: Any = AgentConfig
+    for part in key.split(".")[:-1]:
+        candidate = section.model_fields[part].annotation if part in section.model_fields else None
+        if not (isinstance(candidate, type) and issubclass(candidate, BaseModel)):
+            return sorted(PipelineConfig.model_fields)
+        section = candidate
+    return sorted(section.model_fields)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(read_bounded(path, MAX_FILE_BYTES).decode())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}.") from None
+
+
+def _merge(into: dict[str, Any], origins: dict[str, str], new: Mapping[str, Any], origin: str, prefix: str = "") -> None:
+    for key, value in new.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and isinstance(into.setdefault(key, {}), dict):
+            _merge(into[key], origins, value, origin, f"{dotted}.")
+        else:
+            into[key] = value
+            origins[dotted] = origin
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def parse_value(name: str, text: str) -> Any:
+    """A setting given as text: lists and tables in TOML, all else as it stands. Raises: ConfigError naming the setting."""
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name} is not a TOML value: {error}.") from None
+
+
+def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        return [leaf for key, item in value.items() for leaf in _leaves(item, f"{prefix}.{key}" if prefix else key)]
+    return [(prefix, value)]
+
+
+def _url_with_scheme(value: str, schemes: tuple[str, ...]) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in schemes or not parts.hostname:
+        raise ValueError(f"wanted {' or '.join(f'{scheme}://host[:port]' for scheme in schemes)}")
+    return value
+
+
+def _with_credentials(url: str, secret: str) -> str:
+    user, _, password = secret.partition(":")
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{quote(user, safe='')}:{quote(password, safe='')}@{host}"))

@@ -1,0 +1,142 @@
+"""The capture thread of one source: opens it, grabs every frame, decodes once those that any pipeline will infer, opens again when lost."""
+
+import threading
+from collections.abc import Callable
+
+from agent.inference.feeds import Feed, Feeds
+from agent.inference.frames import Frame
+from agent.inference.pictures import PicturePool
+from agent.sources.backoff import full_jitter_s
+from agent.sources.base import DecodeError, Source, SourceEndedError, SourceLostError
+from agent.sources.states import SourceState
+from protocol.clock import Clock
+
+#: Seconds before a lost source is opened again: first and longest pause; full jitter below it.
+REOPEN_FIRST_S = 0.5
+REOPEN_MAX_S = 30.0
+#: Seconds between two looks at what the models need: they change with releases.
+LOOK_S = 1.0
+
+
+class Capture:
+    """Runs one source until told to stop. `run` is the thread's body; the rest may be read from any thread."""
+
+    def __init__(
+        self,
+        source: Source,
+        feeds: Feeds,
+        *,
+        clock: Clock,
+        now_ms: Callable[[], int],
+        next_session: Callable[[], int],
+    ) -> None:
+        self.source = source
+        self._feeds = feeds
+        self._pictures = PicturePool()
+        self._clock = clock
+        self._now_ms = now_ms
+        self._next_session = next_session
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self.run, name="capture", daemon=True)
+        self.state = SourceState.OPENING
+        self.session = 0
+        #: Seconds of the monotonic clock at the last sign of life of the source or of this thread.
+        self.alive_s = clock.monotonic()
+        self._text = ""
+        #: Stable code of the error that the text tells of.
+        self.code = ""
+        #: The last frame of this session that could not be decoded, in words.
+        self._broken = ""
+        self._frames = 0
+
+    @property
+    def text(self) -> str:
+        """Why the source is lost or ended, or what it says about itself."""
+        return self._text or self.source.text or self._broken
+
+    @property
+    def pictures_made(self) -> int:
+        """How many pictures hold memory: it does not grow with the frames."""
+        return self._pictures.made
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the thread to end; returns at once."""
+        self._stop.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread; returns whether it ended. One that is stuck in a driver closes its source when it comes back."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def run(self) -> None:
+        """Open, capture, open again; returns when stopped or when a source that does not repeat has ended."""
+        failures = 0
+        while not self._stop.is_set():
+            try:
+                self._play()
+            except SourceEndedError as ended:
+                if not self.source.repeats:
+                    self.state, self._text, self.code = SourceState.ENDED, str(ended), ended.code
+                    break
+            except SourceLostError as lost:
+                failures = 0 if self._frames else failures + 1
+                self.state, self._text, self.code = SourceState.LOST, str(lost), lost.code
+                self.source.close()
+                pause_s = full_jitter_s(failures, first_s=REOPEN_FIRST_S, max_s=REOPEN_MAX_S)
+                self.alive_s = self._clock.monotonic() + pause_s
+                self._clock.wait(self._stop, pause_s)
+        self.source.close()
+        if self.state is not SourceState.ENDED:
+            self.state = SourceState.STOPPED
+
+    def _play(self) -> None:
+        """One session, until stopped or until the source is better opened again for what the models need.
+
+        Raises: SourceEndedError, SourceLostError.
+        """
+        self._frames = 0
+        self.alive_s = self._clock.monotonic()
+        self.source.suits(self._feeds.need())
+        self.source.open()
+        self.session, self._broken = self._next_session(), ""
+        looked_s = self._clock.monotonic()
+        while not self._stop.is_set():
+            grabbed = self.source.grab(self._stop)
+            self.alive_s = now_s = self._clock.monotonic()
+            if grabbed is not None:
+                self.state, self._text, self.code = SourceState.RUNNING, "", ""
+                self._serve(grabbed.media_s, captured_s=now_s)
+                self._frames += 1
+            if now_s - looked_s >= LOOK_S:
+                looked_s = now_s
+                if not self.source.suits(self._feeds.need()):
+                    return
+
+    def _serve(self, media_s: float, *, captured_s: float) -> None:
+        """Offer the frame grabbed last to every pipeline; decode it when any of them takes it."""
+        at_ms = self._now_ms()
+        with self._feeds.serving() as feeds:
+            taken = [
+                (feed, frame)
+                for feed in feeds
+                if (frame := feed.offer(self.session, self._frames, media_s, captured_s=captured_s, at_ms=at_ms)) is not None
+            ]
+            if taken:
+                self._decode(taken)
+
+    def _decode(self, taken: list[tuple[Feed, Frame]]) -> None:
+        picture = self._pictures.take()
+        try:
+            picture.data = self.source.retrieve(picture.data)
+        except DecodeError as error:
+            self._broken = str(error)
+            for feed, frame in taken:
+                feed.fail(frame)
+        else:
+            for feed, frame in taken:
+                feed.give(frame, picture, is_shared=len(taken) > 1)
+        picture.release()

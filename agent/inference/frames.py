@@ -1,0 +1,209 @@
+"""Three buffers between capture and inference (free -> filling -> ready -> in_use -> free) and the count of every frame.
+
+At most one frame is ready and a newer one replaces it: latest wins. What is not inferred is counted by reason, so that at any moment
+and for each session grabbed = inferred + sum of dropped + in_flight.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from agent.inference.pictures import Inputs, Picture
+from agent.sources.base import Array
+from agent.sources.states import DropReason
+
+BUFFERS = 3
+
+
+class BufferState(StrEnum):
+    """Who owns a buffer."""
+
+    FREE = "free"
+    #: Capture decodes into it.
+    FILLING = "filling"
+    #: Waits for inference.
+    READY = "ready"
+    #: Inference reads it.
+    IN_USE = "in_use"
+
+
+@dataclass(slots=True, eq=False)
+class Frame:
+    """One buffer with the frame it holds; only its owner by `state` touches `data`."""
+
+    #: What is inferred: the picture, or the part of it that the pipeline looks at.
+    data: Array
+    state: BufferState = BufferState.FREE
+    session: int = 0
+    seq: int = 0
+    #: Seconds of the monotonic clock at the grab.
+    captured_s: float = 0.0
+    #: Unix milliseconds at the grab.
+    at_ms: int = 0
+    #: Whose memory `data` is; other pipelines may look at it too.
+    picture: Picture | None = None
+    #: Where models share what they make of it; None when one pipeline alone sees it.
+    inputs: Inputs | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the frames of one session, or of several."""
+
+    grabbed: int = 0
+    inferred: int = 0
+    dropped: Counter[DropReason] = field(default_factory=Counter)
+    #: Grabbed and not yet decided, decoded, waiting or being inferred.
+    in_flight: int = 0
+
+    def add(self, other: "Tally") -> None:
+        """Take the other's counts in."""
+        self.grabbed += other.grabbed
+        self.inferred += other.inferred
+        self.dropped.update(other.dropped)
+        self.in_flight += other.in_flight
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether every grabbed frame is accounted for."""
+        return self.grabbed == self.inferred + self.dropped.total() + self.in_flight
+
+
+class FrameBuffers:
+    """The buffers of one pipeline. Capture calls `grabbed`, `drop`, `fill`, `publish`; inference `pick`; both `finish`."""
+
+    def __init__(self, *, max_age_s: float, now: Callable[[], float]) -> None:
+        self._max_age_s = max_age_s
+        self._now = now
+        self._frames = [Frame(data=np.empty(0, np.uint8)) for _ in range(BUFFERS)]
+        self._condition = threading.Condition()
+        self._wanted = True
+        self._is_closed = False
+        self._total = Tally()
+        self._open: dict[int, Tally] = {}
+
+    # --- capture ---
+
+    def grabbed(self, session: int) -> None:
+        """Count one frame of the session; it is in flight until dropped or inferred."""
+        with self._condition:
+            tally = self._open.get(session)
+            if tally is None:
+                self._fold_settled()
+                tally = self._open[session] = Tally()
+            tally.grabbed += 1
+            tally.in_flight += 1
+
+    def drop(self, session: int, reason: DropReason) -> None:
+        """Count the grabbed frame as dropped before a buffer was filled."""
+        with self._condition:
+            self._settle(session, reason)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a frame decoded now would be inferred: inference asked for one, or the one that waits grows old."""
+        with self._condition:
+            ready = self._find(BufferState.READY)
+            if ready is not None:
+                return self._now() - ready.captured_s > self._max_age_s / 2
+            return self._wanted
+
+    def fill(self, session: int, seq: int, *, captured_s: float, at_ms: int) -> Frame | None:
+        """A free buffer to decode the grabbed frame into; None when there is none, then the frame is counted as `no_buffer`."""
+        with self._condition:
+            frame = self._find(BufferState.FREE)
+            if frame is None:
+                self._settle(session, DropReason.NO_BUFFER)
+                return None
+            frame.state, frame.session, frame.seq = BufferState.FILLING, session, seq
+            frame.captured_s, frame.at_ms = captured_s, at_ms
+            return frame
+
+    def publish(self, frame: Frame) -> None:
+        """Make the filled frame the ready one; one that waited is counted as `superseded`."""
+        with self._condition:
+            older = self._find(BufferState.READY)
+            if older is not None:
+                self._free(older, DropReason.SUPERSEDED)
+            if self._is_closed:
+                self._free(frame, DropReason.SHUTDOWN)
+                return
+            frame.state = BufferState.READY
+            self._wanted = False
+            self._condition.notify_all()
+
+    # --- inference ---
+
+    def pick(self, timeout_s: float) -> Frame | None:
+        """The ready frame, now in use; None when none came in time or the buffers were closed. One that is too old is dropped."""
+        with self._condition:
+            if self._condition.wait_for(lambda: self._is_closed or self._find(BufferState.READY) is not None, timeout_s) is False:
+                return None
+            frame = self._find(BufferState.READY)
+            if frame is None or self._is_closed:
+                return None
+            self._wanted = True
+            if self._now() - frame.captured_s > self._max_age_s:
+                self._free(frame, DropReason.STALE)
+                return None
+            frame.state = BufferState.IN_USE
+            return frame
+
+    def finish(self, frame: Frame, reason: DropReason | None = None) -> None:
+        """Give back a frame that was being filled or was picked: inferred, or dropped for the reason."""
+        with self._condition:
+            self._free(frame, reason)
+
+    # --- both ---
+
+    def close(self) -> None:
+        """Take no more frames; the one that waits is counted as `shutdown`, `pick` returns at once."""
+        with self._condition:
+            self._is_closed = True
+            ready = self._find(BufferState.READY)
+            if ready is not None:
+                self._free(ready, DropReason.SHUTDOWN)
+            self._condition.notify_all()
+
+    def total(self) -> Tally:
+        """The counts over all sessions, a copy."""
+        with self._condition:
+            total = Tally()
+            for tally in (self._total, *self._open.values()):
+                total.add(tally)
+            return total
+
+    def sessions(self) -> dict[int, Tally]:
+        """The counts of the newest session and of those before it that still have a frame in flight, copies."""
+        with self._condition:
+            copies = {}
+            for session, tally in self._open.items():
+                copies[session] = Tally()
+                copies[session].add(tally)
+            return copies
+
+    def _find(self, state: BufferState) -> Frame | None:
+        return next((frame for frame in self._frames if frame.state is state), None)
+
+    def _free(self, frame: Frame, reason: DropReason | None) -> None:
+        self._settle(frame.session, reason)
+        frame.state = BufferState.FREE
+        if frame.picture is not None:
+            frame.picture.release()
+            frame.picture = frame.inputs = None
+
+    def _settle(self, session: int, reason: DropReason | None) -> None:
+        tally = self._open[session]
+        tally.in_flight -= 1
+        if reason is None:
+            tally.inferred += 1
+        else:
+            tally.dropped[reason] += 1
+
+    def _fold_settled(self) -> None:
+        for session in [number for number, tally in self._open.items() if tally.in_flight == 0]:
+            self._total.add(self._open.pop(session))

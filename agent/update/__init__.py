@@ -1,0 +1,1 @@
+"""How a release gets onto this device and, when it does not hold, off it again."""

@@ -1,0 +1,2 @@
+#!/bin/sh
+exec /opt/mooring/bin/python -P -m agent.cli "$@"

@@ -1,0 +1,1 @@
+"""Device configuration: sections of fleet, groups and devices, and their releases on the way to devices."""

@@ -1,0 +1,1 @@
+"""Devices: who they are, where they belong, what they should be like."""

@@ -1,0 +1,1 @@
+"""Governance: who may do what, and whose yes a release needs."""

@@ -1,0 +1,25 @@
+"""The first tables of every domain.
+
+Revision ID: 0001
+Revises: none
+"""
+
+from fleet.migrations.first import audit, campaigns, configurations, devices, governance, jobs, monitoring, registry, web
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Create all tables; forward only."""
+    audit.create()
+    jobs.create()
+    devices.create()
+    registry.create()
+    monitoring.create()
+    governance.create()
+    campaigns.create()
+    configurations.create()
+    web.create()

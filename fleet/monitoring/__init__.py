@@ -1,0 +1,1 @@
+"""What devices say: stored once each, shown, judged."""

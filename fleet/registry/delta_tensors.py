@@ -1,0 +1,441 @@
+"""Methods 2 and 3 from the encoder's side: how each tensor is told, which classes its numbers have, and the stream of them.
+
+Everything that the decoder predicts is predicted here by the decoder's own code.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zstandard
+
+from fleet.registry import delta_drift
+from fleet.registry.delta_classes import RowChoice, Sample, fit_groups, fit_rows
+from fleet.registry.delta_coding import Recording, symbols_of
+from protocol.delta import predict
+from protocol.delta.container import CHUNK_BYTES, Method
+from protocol.delta.entropy import NUMBER_RAW_BITS, Array, Phase, frequencies
+from protocol.delta.expect import Expecting, OldModel, scan_model, steps
+from protocol.delta.files import Mapped
+from protocol.delta.onnx import varying_values
+from protocol.delta.plan import (
+    ASYMMETRIC,
+    DEFERRED_KINDS,
+    EMPTY,
+    FIRST_CLASS,
+    MAX_DEFERRED_VALUES,
+    NO_TABLE,
+    PLAIN,
+    PREDICTED,
+    RAW,
+    UNCHANGED,
+    NumberClass,
+    kinds_with_classes,
+    role_of,
+)
+from protocol.delta.tensors import DTYPES, Kind, Scan, skeleton_of, table_of, varint
+
+_ROWS = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What follows the header: skeleton (raw length, packed) and streams; `records` tensors are told by numbers or bytes."""
+
+    table_raw: int
+    table: bytes
+    skeleton_raw: int
+    skeleton: bytes
+    streams: bytes
+    records: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of it."""
+        return len(self.table) + len(self.skeleton) + len(self.streams)
+
+
+@dataclass(slots=True)
+class _Tensor:
+    """Residuals of a tensor: new value minus what the decoder expects, and where that lay between two whole numbers."""
+
+    index: int
+    numbers: Array
+    fine: Array | None
+
+
+def build(method: Method, old: Path, new: Path) -> Parts:
+    """The tensor-wise delta. Raises: UnknownModelError when a file cannot be taken apart."""
+    old_file, new_file = Mapped(old), Mapped(new)
+    try:
+        builder = _Builder(method, old_file, new_file)
+        made = builder.build()
+        if not builder.expecting.kept:
+            return made
+        # what drifts save is known at the end only, and they go with values on new scales
+        other = _Builder(method, old_file, new_file, may_keep=False).build()
+        return min(made, other, key=lambda one: one.size)
+    finally:
+        old_file.close()
+        new_file.close()
+
+
+class _Builder:
+    def __init__(self, method: Method, old_file: Mapped, new_file: Mapped, *, may_keep: bool = True) -> None:
+        self.may_keep = may_keep
+        self.old = OldModel(method, old_file)
+        self.data = bytes(new_file.data)
+        scan = scan_model(method, self.data)
+        self.file_scan = scan
+        self.skeleton, normal = skeleton_of(lambda start, stop: self.data[start:stop], len(self.data), scan)
+        self.is_onnx = method is Method.ONNX
+        self.is_same_table = self.is_onnx or table_of(scan) == table_of(self.old.scan)
+        self.is_same_skeleton = self.is_same_table and self.skeleton == self.old.skeleton
+        self.scan: Scan = self.old.normal if self.is_same_skeleton else normal
+        self.told = [RAW] * len(scan.tensors)
+        #: What the decoder expects while it takes numbers, and at last, when it has the deferred bits as well.
+        self.expecting = Expecting(self.old, self.scan, [])
+        self.exact = Expecting(self.old, self.scan, [])
+        self.classes: list[NumberClass] = []
+        self.recording = Recording()
+        self.drifts: dict[int, predict.Drift] = {}
+        self.drift_numbers = 0
+        self.fresh: set[int] = set()
+
+    def build(self) -> Parts:
+        tensors, partner = self.scan.tensors, self.expecting.partner
+        for index in range(len(tensors)):
+            if partner[index] >= 0 and np.array_equal(self._values(index), self._old_values(index)):
+                self.told[index] = UNCHANGED
+        self.expecting.is_same = self.exact.is_same = [how == UNCHANGED for how in self.told]
+        for index in self.exact.wanted:
+            self.exact.known[index] = self._values(index)
+        changed = [
+            index
+            for index, tensor in enumerate(tensors)
+            if self.told[index] == RAW and partner[index] >= 0 and tensor.kind in kinds_with_classes()
+        ]
+        self.deferred = self._deferral(changed)
+        residuals = [self._refreshed(self._residual(index)) for index in sorted(changed, key=self._stage)]
+        coded = []
+        for one in residuals:
+            if np.abs(one.numbers).max(initial=0) >= 1 << 32:
+                continue  # beyond what a symbol can tell: by its bytes
+            if one.numbers.any() or tensors[one.index].varying:
+                coded.append(one)
+            else:
+                self.told[one.index] = PREDICTED
+        self._choose(coded)
+        plan_tail = self._plan_tail()
+        self._record(coded)
+        slots = frequencies(np.concatenate([one.weights() for one in self.classes])) if self.classes else np.zeros((1, 256), np.int64)
+        phases, words, late = self.recording.words(slots, len(self.data))
+        plan = _phases_bytes(phases) + varint(self.deferred) + plan_tail
+        packed = zstandard.ZstdCompressor(level=19, compression_params=None, write_content_size=True).compress(plan)
+        packed = packed if len(packed) < len(plan) else plan
+        bits = self.recording.bits()[0] + late
+        streams = b"".join(
+            (varint(len(plan)), varint(len(packed)), varint(len(words)), varint(len(bits)), packed, words, bits, self._raw_frames())
+        )
+        table_raw = skeleton_raw = 0
+        table = skeleton = b""
+        if self.skeleton != self.old.skeleton:
+            skeleton_raw, skeleton = len(self.skeleton), _packed_on(self.skeleton, self.old.skeleton)
+        if not self.is_same_table:
+            made = table_of(self.file_scan)
+            table_raw, table = len(made), _packed_on(made, table_of(self.old.scan))
+        return Parts(table_raw, table, skeleton_raw, skeleton, streams, sum(how != UNCHANGED for how in self.told))
+
+    def _deferral(self, changed: list[int]) -> int:
+        """Whether the lowest bits of scales and biases ride in the coders' states: when many of them and many weights changed."""
+        tensors = self.scan.tensors
+        held = [index for index in changed if tensors[index].kind in DEFERRED_KINDS]
+        values = sum(tensors[index].count for index in held)
+        moved = sum(int((self._values(index) != self._old_values(index)).sum()) for index in held if tensors[index].count > 1)
+        others = sum(tensors[index].count for index in changed if tensors[index].kind in {Kind.I8, Kind.U8})
+        return 8 if moved > 1024 and values <= MAX_DEFERRED_VALUES and others > 1 << 14 else 0
+
+    def _stage(self, index: int) -> int:
+        """The order in which the decoder comes to know tensors."""
+        if self.scan.tensors[index].kind in {Kind.F32, Kind.F16}:
+            return 1 if index in self.scan.links.product_of else 0
+        return 2
+
+    def _values(self, index: int) -> Array:
+        tensor = self.file_scan.tensors[index]
+        if tensor.varying:
+            return np.array(varying_values(self.data, tensor), DTYPES[tensor.kind])
+        return np.frombuffer(self.data, DTYPES[tensor.kind], tensor.count, tensor.start)
+
+    def _old_values(self, index: int) -> Array:
+        return self.old.values(self.expecting.partner[index], 0, self.scan.tensors[index].count)
+
+    def _residual(self, index: int) -> _Tensor:
+        tensor = self.scan.tensors[index]
+        new = self._values(index)
+        if tensor.varying:
+            return _Tensor(index, new.astype(np.int64) - self._old_values(index).astype(np.int64), None)
+        numbers, fine = [], []
+        expecting = self.exact if tensor.kind in {Kind.F32, Kind.F16} else self.expecting
+        for pieces in steps([index], self.scan.tensors):
+            expected = expecting.expected(tensor.kind, pieces)
+            value = new[pieces[0].start : pieces[0].stop]
+            if tensor.kind in {Kind.F32, Kind.F16}:
+                value = predict.ordered(value, tensor.kind)
+            bits = 8 * DTYPES[tensor.kind].itemsize
+            whole = expected.whole.view(np.int8) if tensor.kind is Kind.I8 else expected.whole
+            gap = value.astype(np.int64) - whole.astype(np.int64)
+            numbers.append((gap + (1 << bits - 1)) % (1 << bits) - (1 << bits - 1) if bits < 64 else gap)
+            fine.append(expected.fine)
+        made = _Tensor(index, np.concatenate(numbers), _joined(fine))
+        if index in self.expecting.wanted:
+            self.expecting.known[index] = self._known(index, made)
+        return made
+
+    def _refreshed(self, one: _Tensor) -> _Tensor:
+        """The residuals, or the new values themselves when the old ones say nothing of them, as of a head that was trained anew."""
+        tensor = self.scan.tensors[one.index]
+        if tensor.kind not in {Kind.I8, Kind.U8} or tensor.varying or tensor.count < 32:
+            return one
+        one = self._kept(one)
+        values = self._values(one.index).astype(np.float32)
+        if delta_drift.bits_of(values, None) >= 0.98 * delta_drift.bits_of(one.numbers, None):
+            return one
+        self.fresh.add(one.index)
+        self.expecting.fresh = self.fresh
+        return self._residual(one.index)
+
+    def _kept(self, one: _Tensor) -> _Tensor:
+        """The residuals against the old values as they are, where that is cheaper than against old values on the new scales."""
+        if not self.may_keep or not self.expecting.has_ratio(one.index):
+            return one
+        self.expecting.keep(one.index, is_kept=True)
+        kept = self._residual(one.index)
+        if delta_drift.bits_of(kept.numbers, None) < 0.98 * delta_drift.bits_of(one.numbers, one.fine):
+            return kept
+        self.expecting.keep(one.index, is_kept=False)
+        return one
+
+    def _known(self, index: int, made: _Tensor) -> Array:
+        """What the decoder knows of a scale when it predicts by it: without its deferred bits."""
+        tensor = self.scan.tensors[index]
+        if not self.deferred or tensor.kind is not Kind.F32:
+            return self._values(index)
+        symbols, raw = symbols_of(made.numbers)
+        later = np.minimum(NUMBER_RAW_BITS[symbols], self.deferred if tensor.count > 1 else 0).astype(np.int64)
+        missing = (raw & ((np.int64(1) << later) - 1)) * np.where(made.numbers < 0, -1, 1)
+        whole = np.concatenate([self.expecting.expected(tensor.kind, pieces).whole for pieces in steps([index], self.scan.tensors)])
+        return predict.ordered((whole + made.numbers - missing).astype(np.int32), tensor.kind)
+
+    def _rows_or_drifts(self, coded: list[_Tensor], group: list[_Tensor], rows: list[int]) -> RowChoice:
+        """Classes without drifts, or with them, whichever costs less; drifts change the residuals in `coded`."""
+        without = fit_rows(_samples(group), rows)
+        moved = [self._drifted(one) for one in group]
+        if not self.drifts:
+            return without
+        choice = fit_rows(_samples(moved), rows)
+        factors = fit_groups([Sample(symbols_of(np.concatenate([_factors(drift) for drift in self.drifts.values()]))[0], None)], (1,))[0][0]
+        if choice.cost + factors.cost >= without.cost:
+            self.drifts.clear()
+            self.expecting.drifts.clear()
+            return without
+        self.drift_numbers = len(self.classes)
+        self.classes.append(factors.number_class)
+        by_index = {one.index: one for one in moved}
+        coded[:] = [by_index.get(one.index, one) for one in coded]
+        return choice
+
+    def _drifted(self, one: _Tensor) -> _Tensor:
+        """The tensor with a drift, when that saves bytes."""
+        tensor = self.scan.tensors[one.index]
+        if tensor.kind not in {Kind.I8, Kind.U8} or tensor.varying or one.index in self.fresh or not one.numbers.any():
+            return one
+        drift = delta_drift.find(self._gap(one.index), tensor.rows)
+        if drift is None:
+            return one
+        self.drifts[one.index] = self.expecting.drifts[one.index] = drift
+        return self._residual(one.index)
+
+    def _gap(self, index: int) -> Array:
+        """New value minus old one on the new scale, before rounding."""
+        kind = self.scan.tensors[index].kind
+        parts = []
+        for pieces in steps([index], self.scan.tensors):
+            new = self._values(index)[pieces[0].start : pieces[0].stop].astype(np.float32)
+            parts.append(new - self.expecting.exact(kind, pieces))
+        return np.concatenate(parts)
+
+    def _choose(self, coded: list[_Tensor]) -> None:
+        """Classes for everything that is told by numbers."""
+        tensors = self.scan.tensors
+        for kinds, is_varying, levels in (
+            ({Kind.I8, Kind.U8}, True, (1,)),
+            ({Kind.I64}, False, (1,)),
+            ({Kind.F32, Kind.F16}, False, (1,)),
+            ({Kind.I32}, False, (1, 8)),
+        ):
+            group = [one for one in coded if tensors[one.index].kind in kinds and (tensors[one.index].varying is not None) == is_varying]
+            if group:
+                samples = [Sample(symbols_of(one.numbers)[0], one.fine) for one in group]
+                fitted, chosen = fit_groups(samples, levels)
+                for one, number in zip(group, chosen, strict=True):
+                    self.told[one.index] = FIRST_CLASS + len(self.classes) + number
+                self.classes += [fit.number_class for fit in fitted]
+        self.row_numbers = self.first_row = 0
+        self.row_classes: dict[int, Array] = {}
+        group = [one for one in coded if tensors[one.index].varying is None and tensors[one.index].kind in {Kind.I8, Kind.U8}]
+        if group:
+            rows = [tensors[one.index].rows for one in group]
+            choice = self._rows_or_drifts(coded, group, rows)
+            base = len(self.classes)
+            if choice.ids is not None:
+                self.row_numbers = base
+                self.classes.append(choice.ids)
+                base += 1
+            self.first_row = base
+            self.classes += [fit.number_class for fit in choice.classes]
+            for one, number, ids in zip(group, choice.chosen, choice.rows, strict=True):
+                self.told[one.index] = FIRST_CLASS + base + number if ids is None else _ROWS
+                if ids is not None:
+                    self.row_classes[one.index] = ids
+            if choice.ids is None:
+                self.row_numbers = len(self.classes)
+        else:
+            self.row_numbers = len(self.classes)
+        self.told = [FIRST_CLASS + len(self.classes) if how == _ROWS else how for how in self.told]
+
+    def _plan_tail(self) -> bytes:
+        made = [varint(len(self.classes)), *map(_class_bytes, self.classes), varint(self.row_numbers)]
+        if self.row_numbers < len(self.classes):
+            made.append(varint(self.first_row))
+        roles = [role_of(index, tensor, self.scan.links) for index, tensor in enumerate(self.scan.tensors)]
+        usual = {}
+        for role in sorted(set(roles)):
+            told = [how for how, other in zip(self.told, roles, strict=True) if other == role]
+            usual[role] = max(set(told), key=told.count)
+            made.append(varint(usual[role]))
+        exceptions = [index for index, role in enumerate(roles) if self.told[index] != usual[role]]
+        made.append(varint(len(exceptions)))
+        before = -1
+        for index in exceptions:
+            made += [varint(index - before - 1), varint(self.told[index])]
+            before = index
+        made.append(varint(len(self.drifts)))
+        before = -1
+        for number, (index, drift) in enumerate(sorted(self.drifts.items())):
+            made += [] if number else [varint(self.drift_numbers)]
+            made += [varint(index - before - 1), varint(drift.of_rows.shape[1] - 1), varint(drift.shift)]
+            before = index
+        made.append(_indices_bytes(self.fresh))
+        if self.expecting.kept:
+            made.append(_indices_bytes(self.expecting.kept))
+        return b"".join(made)
+
+    def _record(self, coded: list[_Tensor]) -> None:
+        """The numbers in the order in which the decoder takes them: see `protocol.delta.rebuild`."""
+        tensors, links = self.scan.tensors, self.scan.links
+        by_index = {one.index: one for one in coded}
+        self.starts = np.cumsum([0, *(one.tables for one in self.classes)])[: len(self.classes)]
+        self.starts[[one.is_empty for one in self.classes]] = NO_TABLE
+        order = sorted(by_index)
+        plain = [index for index in order if tensors[index].varying is None]
+        floats = [index for index in plain if tensors[index].kind in {Kind.F32, Kind.F16}]
+        small = [index for index in plain if tensors[index].kind in {Kind.I8, Kind.U8}]
+        self._record_steps([index for index in order if tensors[index].varying is not None], by_index)
+        for group in (
+            [index for index in plain if tensors[index].kind is Kind.I64],
+            [index for index in floats if index not in links.product_of],
+            [index for index in floats if index in links.product_of],
+            [index for index in plain if tensors[index].kind is Kind.I32],
+        ):
+            self._record_kinds(group, by_index)
+        if self.drifts:
+            factors = np.concatenate([_factors(drift) for _, drift in sorted(self.drifts.items())])
+            self.recording.put_numbers(np.full(len(factors), self.starts[self.drift_numbers]), factors)
+        rows = [index for index in small if index in self.row_classes]
+        if rows:
+            ids = np.concatenate([self.row_classes[index] for index in rows])
+            self.recording.put(self.starts[self.row_numbers], ids.astype(np.uint8))
+        self._record_kinds(small, by_index)
+
+    def _record_kinds(self, indices: list[int], by_index: dict[int, _Tensor]) -> None:
+        for kind in sorted({self.scan.tensors[index].kind for index in indices}):
+            self._record_steps([index for index in indices if self.scan.tensors[index].kind is kind], by_index)
+
+    def _record_steps(self, indices: list[int], by_index: dict[int, _Tensor]) -> None:
+        for pieces in steps(indices, self.scan.tensors):
+            tables, numbers = [], []
+            for piece in pieces:
+                one = by_index[piece.index]
+                fine = None if one.fine is None else one.fine[piece.start : piece.stop]
+                numbers.append(one.numbers[piece.start : piece.stop])
+                if piece.index in self.row_classes:
+                    tensor = self.scan.tensors[piece.index]
+                    classes = (
+                        predict.repeated(self.row_classes[piece.index], tensor.count // tensor.rows, piece.start, piece.stop)
+                        + self.first_row
+                    )
+                else:
+                    classes = np.full(piece.stop - piece.start, self.told[piece.index] - FIRST_CLASS)
+                level = predict.levels_of(fine, len(classes), self.classes[int(classes[0])].levels)
+                tables.append(np.where(self.starts[classes] == NO_TABLE, NO_TABLE, self.starts[classes] + level))
+            is_held = self.scan.tensors[indices[0]].kind in DEFERRED_KINDS
+            deferred = self.expecting.deferred(pieces, self.deferred if is_held else 0)
+            self.recording.put_numbers(np.concatenate(tables), np.concatenate(numbers), deferred=deferred)
+
+    def _raw_frames(self) -> bytes:
+        made = []
+        for index, how in enumerate(self.told):
+            if how == RAW:
+                tensor = self.file_scan.tensors[index]
+                for start in range(tensor.start, tensor.start + tensor.size, CHUNK_BYTES):
+                    raw = self.data[start : min(start + CHUNK_BYTES, tensor.start + tensor.size)]
+                    packed = zstandard.ZstdCompressor(level=19).compress(raw)
+                    packed = packed if len(packed) < len(raw) else raw
+                    made += [len(packed).to_bytes(4, "little"), packed]
+        return b"".join(made)
+
+
+def _indices_bytes(indices: Collection[int]) -> bytes:
+    made, before = [varint(len(indices))], -1
+    for index in sorted(indices):
+        made.append(varint(index - before - 1))
+        before = index
+    return b"".join(made)
+
+
+def _packed_on(data: bytes, old: bytes) -> bytes:
+    dictionary = zstandard.ZstdCompressionDict(old, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if old else None
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        22, source_size=len(data), dict_size=len(old), window_log=23, write_content_size=True
+    )
+    return bytes(zstandard.ZstdCompressor(compression_params=parameters, dict_data=dictionary).compress(data))
+
+
+def _samples(group: list[_Tensor]) -> list[Sample]:
+    return [Sample(symbols_of(one.numbers)[0], one.fine) for one in group]
+
+
+def _joined(parts: list[Array | None]) -> Array | None:
+    """All parts one after the other, where there are any."""
+    found = [one for one in parts if one is not None]
+    return np.concatenate(found) if found else None
+
+
+def _factors(drift: predict.Drift) -> Array:
+    return np.concatenate([drift.of_rows.ravel(), drift.of_columns.ravel()]).astype(np.int64)
+
+
+def _phases_bytes(phases: list[Phase]) -> bytes:
+    return varint(len(phases)) + b"".join(varint(one.lanes.bit_length() - 1) + varint(one.symbols) for one in phases)
+
+
+def _class_bytes(one: NumberClass) -> bytes:
+    if one.is_empty:
+        return bytes([one.levels, EMPTY])
+    if one.is_plain:
+        return bytes([1, PLAIN]) + varint(len(one.tail)) + one.tail
+    flags = ASYMMETRIC if one.below != one.kernel else 0
+    below = one.below if flags else b""
+    return bytes([one.levels, flags]) + one.kernel + below + varint(len(one.tail)) + one.tail

@@ -1,0 +1,321 @@
+"""From a frame to the input tensor, by a plan that is compiled once from the signed model manifest.
+
+The device infers with it and the server scores with it; both reproduce tests/golden/preprocess. OpenCV is imported when a
+`Preprocessor` is made.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from protocol.errors import InvalidError
+from runtime.base import Array
+from runtime.inputs import INTEGER_RANGES, Color, Fit, Interpolation, Layout, Preprocess, TensorDescription
+from runtime.manifest import ModelManifest
+
+
+class Transfer(StrEnum):
+    """How pixel values become tensor values."""
+
+    #: The table is the identity: pixels are copied.
+    COPY = "copy"
+    #: The table is x ^ 128: one integer operation per pixel.
+    XOR = "xor"
+    #: A 256-entry table per channel.
+    TABLE = "table"
+    #: Floating point: one multiplication and one addition.
+    SCALE = "scale"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that does not change from frame to frame."""
+
+    width: int
+    height: int
+    channels: int
+    layout: Layout
+    dtype: str
+    color: Color
+    fit: Fit
+    interpolation: Interpolation
+    fill: int
+    transfer: Transfer
+    #: TABLE: [channels, 256] in the input's dtype; else None.
+    table: Array | None
+    #: SCALE: value = x * factor + offset per channel, taken as float32; else empty.
+    factor: tuple[float, ...] = ()
+    offset: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the model's input lies in a frame: share of the frame = share of the input * factor + shift, as x, y, x, y, float32."""
+
+    factor: Array
+    shift: Array
+    #: The whole frame fills the whole input.
+    is_whole: bool
+
+
+def placement(plan: Plan, *, height: int, width: int) -> Placement:
+    """Where the input of the plan lies in a frame of that size, in pixels: the way back from boxes of the input to the frame."""
+    match plan.fit:
+        case Fit.STRETCH:
+            return _placed(1.0, 1.0, 0.0, 0.0)
+        case Fit.LETTERBOX:
+            left, top, inner_width, inner_height = _letterbox(plan, height=height, width=width)
+            return _placed(plan.width / inner_width, plan.height / inner_height, -left / inner_width, -top / inner_height)
+        case Fit.CROP:
+            left, top, inner_width, inner_height = _crop(plan, height=height, width=width)
+            return _placed(inner_width / width, inner_height / height, left / width, top / height)
+
+
+def _placed(factor_x: float, factor_y: float, shift_x: float, shift_y: float) -> Placement:
+    factor, shift = (factor_x, factor_y, factor_x, factor_y), (shift_x, shift_y, shift_x, shift_y)
+    return Placement(np.array(factor, np.float32), np.array(shift, np.float32), factor == (1.0,) * 4 and shift == (0.0,) * 4)
+
+
+def _letterbox(plan: Plan, *, height: int, width: int) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of the scaled frame inside the input, pixels of the input."""
+    scale = min(plan.width / width, plan.height / height)
+    inner_width, inner_height = max(1, min(plan.width, round(width * scale))), max(1, min(plan.height, round(height * scale)))
+    return (plan.width - inner_width) // 2, (plan.height - inner_height) // 2, inner_width, inner_height
+
+
+def _crop(plan: Plan, *, height: int, width: int) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of the part of the frame that is kept, pixels of the frame."""
+    scale = min(width / plan.width, height / plan.height)
+    inner_width, inner_height = max(1, min(width, round(plan.width * scale))), max(1, min(height, round(plan.height * scale)))
+    return (width - inner_width) // 2, (height - inner_height) // 2, inner_width, inner_height
+
+
+def compile_plan(manifest: ModelManifest) -> Plan:
+    """The plan of a model manifest's image input. Raises: InvalidError when the model takes no frames."""
+    if manifest.preprocess is None:
+        raise InvalidError(f"{manifest.line} {manifest.release} takes windows of readings, not frames.", code="input_mismatch")
+    return plan_for(manifest.inputs[0], manifest.preprocess)
+
+
+def plan_for(tensor: TensorDescription, preprocess: Preprocess) -> Plan:
+    """The plan of one input. Raises: InvalidError when the input's dtype has no rule."""
+    if tensor.layout is None:
+        raise InvalidError(f"Input {tensor.name!r} has no layout; wanted NHWC or NCHW.")
+    height, width = (tensor.shape[1], tensor.shape[2]) if tensor.layout is Layout.NHWC else (tensor.shape[2], tensor.shape[3])
+    channels = preprocess.channels
+    mean, std = _per_channel(preprocess.mean, channels), _per_channel(preprocess.std, channels)
+    transfer, table = Transfer.SCALE, None
+    if tensor.dtype in INTEGER_RANGES:
+        table = table_of(tensor, mean, std)
+        transfer = _transfer_of(table)
+    elif tensor.dtype != "float32":
+        raise InvalidError(f"Input {tensor.name!r} has dtype {tensor.dtype!r}; wanted int8, uint8 or float32.")
+    return Plan(
+        width=width,
+        height=height,
+        channels=channels,
+        layout=tensor.layout,
+        dtype=tensor.dtype,
+        color=preprocess.color,
+        fit=preprocess.fit,
+        interpolation=preprocess.interpolation,
+        fill=preprocess.fill,
+        transfer=transfer,
+        table=table if transfer is Transfer.TABLE else None,
+        factor=tuple((1.0 / (255.0 * std)).tolist()) if table is None else (),
+        offset=tuple((-mean / std).tolist()) if table is None else (),
+    )
+
+
+def table_of(tensor: TensorDescription, mean: Array, std: Array) -> Array:
+    """[channels, 256]: clip(round(((x/255 - mean)/std)/scale) + zero_point), round half to even, in float64. Raises: InvalidError."""
+    if tensor.scale is None or tensor.zero_point is None:
+        raise InvalidError(f"Input {tensor.name!r} is {tensor.dtype} without scale and zero point.")
+    low, high = INTEGER_RANGES[tensor.dtype]
+    pixels = np.arange(256, dtype=np.float64)[np.newaxis, :] / 255.0
+    values = (pixels - mean[:, np.newaxis]) / std[:, np.newaxis] / np.float64(np.float32(tensor.scale))
+    return np.asarray(np.clip(np.rint(values) + tensor.zero_point, low, high).astype(tensor.dtype))
+
+
+class Filler:
+    """Writes pixels of the input's own size and color into one tensor of its own; needs no OpenCV; used by one thread."""
+
+    def __init__(self, plan: Plan, *, look_up: Callable[[Array, Array], Array] | None = None) -> None:
+        self._plan = plan
+        shape = (1, plan.height, plan.width, plan.channels) if plan.layout is Layout.NHWC else (1, plan.channels, plan.height, plan.width)
+        #: The input tensor, overwritten by every `fill`.
+        self.tensor: Array = np.zeros(shape, plan.dtype)
+        #: The same memory seen as height, width, channels.
+        self._image: Array = self.tensor[0] if plan.layout is Layout.NHWC else self.tensor[0].transpose(1, 2, 0)
+        #: `table[image]` by something faster than numpy (cv2.LUT is six times as fast).
+        self._look_up = look_up or _look_up
+        self._table = None if plan.table is None else np.ascontiguousarray(plan.table.view(np.uint8))
+        self._lines = _lines_of(plan, self.tensor)
+
+    @property
+    def pixels(self) -> Array | None:
+        """The tensor's own memory as uint8 pixels, to write them there at once and then `fill` from there; None where that is no way."""
+        is_way = self._plan.transfer in (Transfer.COPY, Transfer.XOR) and self._plan.layout is Layout.NHWC
+        return self._image.view(np.uint8) if is_way else None
+
+    def fill(self, image: Array) -> Array:
+        """The tensor for pixels: uint8, height x width x channels as the plan has them."""
+        match self._plan.transfer:
+            case Transfer.COPY:
+                if not np.may_share_memory(image, self.tensor):  # else they were written there
+                    np.copyto(self._image, image)
+            case Transfer.XOR:
+                np.bitwise_xor(image, np.uint8(128), out=self._image.view(np.uint8))
+            case Transfer.TABLE:
+                self._fill_by_table(image)
+            case Transfer.SCALE:
+                self._fill_by_scale(image)
+        return self.tensor
+
+    def _fill_by_table(self, image: Array) -> None:
+        if self._table is None:
+            raise RuntimeError("a plan with a table was expected")
+        out = self._image.view(np.uint8)
+        for channel in range(self._plan.channels):
+            out[:, :, channel] = self._look_up(image[:, :, channel], self._table[channel])
+
+    def _fill_by_scale(self, image: Array) -> None:
+        is_interleaved = self._plan.layout is Layout.NHWC
+        height = self._plan.height
+        for index, (out, factor, offset) in enumerate(self._lines):
+            pixels = image.reshape(height, -1) if is_interleaved else image[:, :, index]
+            np.multiply(pixels, factor, out=out, dtype=np.float32)
+            if offset is not None:
+                np.add(out, offset, out=out)
+
+
+def _look_up(image: Array, table: Array) -> Array:
+    return np.asarray(table[image])
+
+
+def _lines_of(plan: Plan, tensor: Array) -> list[tuple[Array, Array, Array | None]]:
+    """What SCALE multiplies and adds, as long runs of memory: rows of all channels (NHWC) or one plane per channel (NCHW)."""
+    if plan.transfer is not Transfer.SCALE:
+        return []
+    factor, offset = np.asarray(plan.factor, np.float32), np.asarray(plan.offset, np.float32)
+    if plan.layout is Layout.NHWC:
+        out = tensor.reshape(plan.height, plan.width * plan.channels)
+        is_uniform = len(set(plan.factor)) == 1 and len(set(plan.offset)) == 1
+        rows = (factor[:1], offset[:1]) if is_uniform else (np.tile(factor, plan.width), np.tile(offset, plan.width))
+        return [(out, rows[0], rows[1] if offset.any() else None)]
+    return [(tensor[0, c], factor[c : c + 1], offset[c : c + 1] if offset[c] else None) for c in range(plan.channels)]
+
+
+class Preprocessor:
+    """Runs a plan into one tensor of its own, through buffers of its own; used by one thread."""
+
+    def __init__(self, plan: Plan) -> None:
+        import cv2
+
+        cv2.setNumThreads(1)
+        self._cv2: Any = cv2
+        self._plan = plan
+        self._filler = Filler(plan, look_up=cv2.LUT)
+        self._interpolation = cv2.INTER_AREA if plan.interpolation is Interpolation.AREA else cv2.INTER_LINEAR
+        self._codes = _codes_of(cv2, plan.color)
+        #: The resized frame by its number of channels (0: height x width), made when the first such frame comes.
+        self._small: dict[int, Array] = {}
+        #: The picture with its bars by number of channels, and where the frame lies in it.
+        self._canvas: dict[int, tuple[tuple[int, int, int, int], Array]] = {}
+        self._turned: Array = self._filler.pixels if self._filler.pixels is not None else np.empty(_shape(plan, plan.channels), np.uint8)
+
+    @property
+    def tensor(self) -> Array:
+        """The input tensor, overwritten by every `run`."""
+        return self._filler.tensor
+
+    def run(self, frame: Array) -> Array:
+        """The input tensor for a frame.
+
+        That is uint8, height x width x 3 in BGR as OpenCV gives it, x 4 with an alpha that is not looked at, or height x width in gray.
+
+        Raises: InvalidError on a frame of another shape or dtype.
+        """
+        return self._filler.fill(self._colored(self._resized(_checked(frame))))
+
+    def _resized(self, frame: Array) -> Array:
+        plan = self._plan
+        height, width = frame.shape[:2]
+        match plan.fit:
+            case Fit.CROP:
+                left, top, width, height = _crop(plan, height=height, width=width)
+                frame = frame[top : top + height, left : left + width]
+            case Fit.LETTERBOX:
+                return self._letterboxed(frame)
+            case Fit.STRETCH:
+                pass
+        if (width, height) == (plan.width, plan.height):
+            return frame
+        channels = frame.shape[2] if frame.ndim == 3 else 0
+        out = self._small.get(channels)
+        if out is None:
+            out = self._small[channels] = np.empty(_shape(plan, channels), np.uint8)
+        self._cv2.resize(frame, (plan.width, plan.height), dst=out, interpolation=self._interpolation)
+        return out
+
+    def _letterboxed(self, frame: Array) -> Array:
+        plan, channels = self._plan, frame.shape[2] if frame.ndim == 3 else 0
+        place = left, top, width, height = _letterbox(plan, height=frame.shape[0], width=frame.shape[1])
+        kept, canvas = self._canvas.get(channels, (None, None))
+        if canvas is None or kept != place:  # the bars lie elsewhere
+            canvas = np.full(_shape(plan, channels), plan.fill, np.uint8)
+            self._canvas[channels] = place, canvas
+        inside = canvas[top : top + height, left : left + width]
+        if (width, height) == (frame.shape[1], frame.shape[0]):
+            np.copyto(inside, frame)
+        else:
+            self._cv2.resize(frame, (width, height), dst=inside, interpolation=self._interpolation)
+        return canvas
+
+    def _colored(self, image: Array) -> Array:
+        code = self._codes.get(image.shape[2] if image.ndim == 3 else 0)
+        if code is None:
+            return image[:, :, np.newaxis] if image.ndim == 2 else image
+        self._cv2.cvtColor(image, code, dst=self._turned[:, :, 0] if self._plan.channels == 1 else self._turned)
+        return self._turned
+
+
+def _codes_of(cv2: Any, color: Color) -> dict[int, int]:
+    """How OpenCV turns so many channels (0: height x width) into the plan's; those that are not there need no turning."""
+    codes: dict[Color, dict[int, int]] = {
+        Color.GRAY: {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY},
+        Color.RGB: {0: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB},
+        Color.BGR: {0: cv2.COLOR_GRAY2BGR, 4: cv2.COLOR_BGRA2BGR},
+    }
+    return codes[color]
+
+
+def _shape(plan: Plan, channels: int) -> tuple[int, ...]:
+    return (plan.height, plan.width, channels) if channels else (plan.height, plan.width)
+
+
+def _checked(frame: Array) -> Array:
+    if frame.ndim == 3 and frame.shape[2] == 1:
+        frame = frame[:, :, 0]
+    if frame.dtype != np.uint8 or frame.ndim not in (2, 3) or (frame.ndim == 3 and frame.shape[2] not in (3, 4)) or 0 in frame.shape:
+        raise InvalidError(
+            f"The frame is {frame.dtype.name}{list(frame.shape)}; wanted uint8, height x width x 3 (BGR) or 4 (BGRA), or height x width."
+        )
+    return frame
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> Array:
+    return np.broadcast_to(np.asarray(values, np.float64), (channels,))
+
+
+def _transfer_of(table: Array) -> Transfer:
+    pixels = np.arange(256, dtype=np.uint8)
+    as_bytes = table.view(np.uint8)
+    if table.dtype == np.uint8 and (table == pixels).all():
+        return Transfer.COPY
+    if table.dtype == np.int8 and (as_bytes == pixels ^ 128).all():
+        return Transfer.XOR
+    return Transfer.TABLE

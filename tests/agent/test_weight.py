@@ -1,0 +1,55 @@
+"""The agent is a guest on somebody's camera: what importing its control process costs, measured in a child."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+MEASURE = """
+import sys
+import {module}
+rss = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
+import json
+json.dump({{"modules": sorted(sys.modules), "rss_mib": rss / 1024}}, sys.stdout)
+"""
+FORBIDDEN = (
+    "fastapi",
+    "starlette",
+    "sqlalchemy",
+    "pandas",
+    "torch",
+    "scipy",
+    "sklearn",
+    "cv2",
+    "onnxruntime",
+    "ai_edge_litert",
+    "tflite_runtime",
+    "tuf",
+    "numpy",
+    "sqlite_utils",
+)
+
+
+def measure(module: str) -> dict:
+    done = subprocess.run([sys.executable, "-c", MEASURE.format(module=module)], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def service() -> dict:
+    return measure("agent.service")
+
+
+def test_the_control_process_imports_within_its_budget(service):
+    assert service["rss_mib"] <= 60
+    assert len(service["modules"]) <= 450
+
+
+def test_the_control_process_imports_no_heavy_library(service):
+    assert [name for name in FORBIDDEN if name in service["modules"]] == []
+
+
+def test_the_command_line_starts_without_the_service():
+    modules = measure("agent.cli")["modules"]
+    assert [name for name in ("agent.service", "paho", "httpx", "cryptography", "sqlite3") if name in modules] == []

@@ -1,0 +1,91 @@
+"""Answers become errors, streams become documents; credentials come from where they should."""
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fleet.cli import credentials
+from fleet.cli.client import Api, problem_of
+from fleet.cli.release import parse_model
+from fleet.cli.watch import summary
+from protocol import errors
+
+
+@pytest.mark.parametrize(
+    ("status", "family"),
+    [
+        (401, errors.UnauthenticatedError),
+        (403, errors.ForbiddenError),
+        (404, errors.NotFoundError),
+        (409, errors.ConflictError),
+        (412, errors.StaleRevisionError),
+        (422, errors.InvalidError),
+        (429, errors.UnavailableError),
+        (503, errors.UnavailableError),
+        (500, errors.MooringError),
+    ],
+)
+def test_a_problem_is_an_error_of_the_one_tree(status: int, family: type[errors.MooringError]):
+    body = {"type": "urn:mooring:problem:x", "detail": "what was seen", "hint": "what to do", "code": "a-code"}
+    error = problem_of(httpx.Response(status, json=body))
+    assert type(error) is family
+    assert "what was seen" in str(error)
+    assert error.code == "a-code"
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"[1]", b'"text"'])
+def test_an_answer_that_is_no_problem_document_still_is_an_error(content: bytes):
+    assert "502" in str(problem_of(httpx.Response(502, content=content)))
+
+
+def test_all_pages_of_a_list_are_read():
+    def answer(request: httpx.Request) -> httpx.Response:
+        after = request.url.params.get("next")
+        return httpx.Response(200, json={"items": [after], "next": {None: "a", "a": "b"}.get(after)})
+
+    with Api("http://server", transport=httpx.MockTransport(answer)) as api:
+        assert list(api.pages("/things")) == [None, "a", "b"]
+
+
+def test_a_stream_is_read_event_by_event():
+    text = 'retry: 5\n\nevent: message\ndata: {"a":1}\n\n: beat\n\nevent: ended\ndata: {}\n\n'
+    with Api("http://server", transport=httpx.MockTransport(lambda _: httpx.Response(200, text=text))) as api:
+        assert list(api.stream("/watch")) == [("message", {"a": 1}), ("ended", {})]
+
+
+def test_the_environment_wins_over_the_last_login_and_a_flag_over_both(tmp_path: Path):
+    environment = {"XDG_CONFIG_HOME": str(tmp_path)}
+    with pytest.raises(errors.UnauthenticatedError, match="mooring login"):
+        credentials.load(environment=environment)
+    credentials.save(credentials.Credentials("http://one", "t1"), environment)
+    credentials.save(credentials.Credentials("http://two", "t2"), environment)
+    assert credentials.load(environment=environment) == credentials.Credentials("http://two", "t2")
+    assert credentials.load("http://one/", environment).token == "t1"
+    chosen = credentials.load(environment={**environment, "MOORING_SERVER": "http://three", "MOORING_TOKEN": "t3"})
+    assert chosen == credentials.Credentials("http://three", "t3")
+    assert credentials.forget("http://two", environment)
+    assert not credentials.forget("http://two", environment)
+
+
+def test_a_damaged_login_file_is_named(tmp_path: Path):
+    environment = {"XDG_CONFIG_HOME": str(tmp_path)}
+    path = credentials.config_file(environment)
+    path.parent.mkdir()
+    path.write_text("{")
+    with pytest.raises(errors.ConfigError, match=r"login\.json"):
+        credentials.load(environment=environment)
+
+
+def test_a_model_of_a_release_is_written_in_one_word():
+    assert parse_model("digits.3") == {"model_id": "digits.3", "variant": "", "device_types": []}
+    assert parse_model("digits.3:small@a,b") == {"model_id": "digits.3", "variant": "small", "device_types": ["a", "b"]}
+
+
+def test_a_message_is_summed_up_in_a_few_words():
+    perf = {"pipeline": "front", "fps": 9.54, "lat_ms_p50": 3.0, "backend": "onnx:cpu"}
+    assert summary("tel/perf", perf) == "front: 9.5 frames/s, p50 3.0 ms, onnx:cpu"
+    assert summary("status", {"presence": "online"}) == "online"
+    assert summary("inf/front", {"top": [{"label": "7", "score": 0.91}], "release": "1.0"}) == "7 0.91 (1.0)"
+    assert summary("unknown/x", json.loads("{}")) == ""
