@@ -78,6 +78,10 @@ class Journal:
         """How updates ended, as far as the journal remembers."""
         return Counter(str(row[0]) for row in self._rows("SELECT state FROM steps WHERE line = ?", LINE) if row[0] in FINAL)
 
+    def way(self) -> list[tuple[object, ...]]:
+        """The last steps of updates, newest last."""
+        return self._rows("SELECT * FROM steps WHERE line = ?", LINE)[-40:]
+
     def epochs(self) -> list[str]:
         return [str(row[0]) for row in self._rows("SELECT DISTINCT epoch FROM streams WHERE stream = ?", "event")]
 
@@ -129,6 +133,13 @@ class Fleet:
         if not self.campaigns or operator.get(f"/campaigns/{self.campaigns[-1]}")["state"] != "running":
             made = self.world.campaign(LINE, next(self.versions), group="default", min_inferences=1, failure_threshold=1.0)
             self.campaigns.append(made)
+
+    def what_is_seen(self) -> str:
+        """Why nothing comes: the last update's way, what the server thinks of the campaign, and the ends of the logs."""
+        operator, logs = self.world.people["operator"], sorted((self.world.root / "logs").iterdir())
+        seen = [f"journal: {self.journal.update()}", *(f"  {row}" for row in self.journal.way())]
+        seen += [f"campaign: {operator.get(f'/campaigns/{one}')}" for one in self.campaigns[-1:]]
+        return "\n".join([*seen, *(f"--- {log.name}\n{log.read_text()[-4000:]}" for log in logs)])
 
     def start(self) -> None:
         self.world.start_agent(NAME)
@@ -216,7 +227,10 @@ def wait_for_the_moment(fleet: Fleet, before: tuple[str, str, int], aim: str, ch
         is_new = now != before if is_to_come else now[0] != before[0]
         return is_new and now[1] in ORDER and ORDER.index(now[1]) >= ORDER.index(aim)
 
-    wait_until(is_there, timeout_s=300, what=f"{aim} after {before}")
+    try:
+        wait_until(is_there, timeout_s=300, what=f"{aim} after {before}")
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{fleet.what_is_seen()}") from error
     threading.Event().wait(chance.uniform(0, AIMS_S[aim]))
 
 
