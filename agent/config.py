@@ -238,6 +238,9 @@ class UpdateConfig(_Section):
     min_inferences: Annotated[int, Field(ge=1, le=10**9)] = 1000
     min_seconds: Annotated[float, Field(ge=0, le=86_400)] = 600.0
     max_seconds: Annotated[float, Field(ge=1, le=604_800)] = 3600.0
+    #: Milliseconds that the 99th percentile of a new release may be slower by, beside the fifth that UPDATES 4.4 allows: what other
+    #: programs of the device take from it now and then.
+    latency_noise_ms: Annotated[float, Field(ge=0, le=60_000)] = 5.0
     #: Degrees Celsius of the hottest sensor above which a new release is taken back; most boards throttle at 80 to 85 (UPDATES 4.4).
     max_temperature_c: Annotated[float, Field(ge=-40, le=150)] = 85.0
     #: Seconds a self-test in a child process may take; slow boards compile engines.

@@ -680,6 +680,7 @@ class Service:
             min_inferences=rules.min_inferences,
             min_seconds=rules.min_seconds,
             max_seconds=rules.max_seconds,
+            p99_noise_ms=rules.latency_noise_ms,
             max_temperature_c=rules.max_temperature_c,
         )
         return UpdateMachine(

@@ -21,7 +21,7 @@ DEVICE, GROUP = "board-1", "default"
 SLOW, FAST = "slow.mp4", "fast.mp4"
 #: Frames a second of the two videos: what a camera gives, and more than a board can take.
 SLOW_FPS, FAST_FPS = 15.0, 240.0
-SETTINGS = "[update]\nmin_inferences = 20\nmin_seconds = 1.0\n[telemetry]\nperf_s = 1.0\nsys_s = 1.0\n"
+SETTINGS = "[update]\nmin_inferences = 20\nmin_seconds = 1.0\nlatency_noise_ms = 1000.0\n[telemetry]\nperf_s = 1.0\nsys_s = 1.0\n"
 VERSIONS = ("1.0", "1.1")
 #: In which states of an update the power is cut, one update each; and how long one may take in all, seconds.
 CUT_STATES = ("installing", "probing", "downloading")

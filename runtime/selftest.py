@@ -53,3 +53,5 @@ class Figures:
     temperature_c: float | None = None
     #: "backend:provider" that really runs; empty: not known yet.
     provider: str = ""
+    #: What the 99th percentile is at least, with a confidence of 99 % (of few latencies the percentile is the slowest); None: not known.
+    p99_low_ms: float | None = None

@@ -178,6 +178,8 @@ class LineCount:
     threads: int = 1
     #: Share of the graph on the accelerator, 0..1; None: on the processor, or the runtime does not say.
     share: float | None = None
+    #: What the 99th percentile is at least, with a confidence of 99 %.
+    p99_low_ms: float | None = None
 
 
 # --- control to inference ---

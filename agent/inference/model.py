@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,18 @@ _BUCKETS = 257
 _monotonic = SystemClock().monotonic
 
 
+@lru_cache(maxsize=64)
+def slower_by_chance(count: int, *, share: float = 0.01, confidence: float = 0.99) -> int:
+    """How many of `count` values may lie above a limit, with that confidence, when each does so with probability `share`."""
+    chance = below = (1.0 - share) ** count
+    slower = 0
+    while below < confidence and slower < count:
+        chance *= (count - slower) * share / ((slower + 1) * (1.0 - share))
+        slower += 1
+        below += chance
+    return slower
+
+
 class Latencies:
     """The latest milliseconds per inference, in memory allocated once."""
 
@@ -54,6 +67,18 @@ class Latencies:
     def p99(self) -> float | None:
         """The 99th percentile; None before the first one."""
         return float(np.percentile(self._values[: self._count], 99)) if self._count else None
+
+    def p99_low(self) -> float | None:
+        """What the 99th percentile of all inferences is at least, with a confidence of 99 %; None before the first one.
+
+        An order statistic, whatever the distribution (Conover, Practical Nonparametric Statistics, 3.2): the percentile of few latencies
+        is the slowest of them, and one busy moment of the machine makes no slow model.
+        """
+        kept = min(self._count, self._values.size)
+        if not kept:
+            return None
+        rank = max(0, kept - 1 - slower_by_chance(kept))
+        return float(np.partition(self._values[:kept], rank)[rank])
 
 
 class Sample:
@@ -233,6 +258,7 @@ class Model:
             refused=self._refused,
             threads=self._threads,
             share=self._backend.effective_provider.share_accelerated,
+            p99_low_ms=self._latencies.p99_low(),
         )
 
     def close(self) -> None:

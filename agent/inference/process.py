@@ -310,6 +310,7 @@ class InferenceProcess:
             crashes=crashes,
             fps=fps,
             provider=count.effective if count else "",
+            p99_low_ms=count.p99_low_ms if count else None,
         )
 
     def stats(self) -> list[PipelineStats]:

@@ -150,7 +150,7 @@ def unit_pss(world: "World", seconds: float) -> float:
     folder = DIGITS / "models" / "1.1" / "tflite"
     model = world.import_model(folder / "model.tflite", DIGITS / "tflite.toml", name="digits", golden=folder / "golden.cbor")
     world.release(LINE, "1.1", {model: ["camera"]})
-    settings = "[update]\nmin_inferences = 50\nmin_seconds = 2.0\n"
+    settings = "[update]\nmin_inferences = 50\nmin_seconds = 2.0\nlatency_noise_ms = 1000.0\n"
     world.add_agent("cam-1", device_type="camera", pipelines=pipelines, settings=settings)
     world.start_agent("cam-1")
     campaign = world.campaign(LINE, "1.1", group="default", min_inferences=50)

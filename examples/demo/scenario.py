@@ -29,7 +29,7 @@ _STARTED = time.monotonic()
 #: The two kinds of devices of the demo, and the runtime each uses.
 TYPES = {"camera": "tflite", "gateway": "onnx"}
 #: Telemetry windows are minutes of the demo's clock: two real seconds, over which frames per second mean something.
-AGENT_SETTINGS = f"[update]\nmin_inferences = {MIN_INFERENCES}\n[telemetry]\nperf_s = 60\nsys_s = 60\n"
+AGENT_SETTINGS = f"[update]\nmin_inferences = {MIN_INFERENCES}\nlatency_noise_ms = 1000\n[telemetry]\nperf_s = 60\nsys_s = 60\n"
 
 
 @dataclass

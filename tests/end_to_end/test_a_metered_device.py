@@ -22,6 +22,7 @@ SETTINGS = """
 poll_s = 1
 metered = true
 min_inferences = 15
+latency_noise_ms = 1000.0
 min_seconds = 0.5
 [[pipelines]]
 name = "front"

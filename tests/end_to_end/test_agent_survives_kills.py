@@ -51,6 +51,7 @@ RELEASES = {"1.0": "1.0", "1.1": "1.1", "1.0.1": "1.0"}
 SETTINGS = """
 [update]
 min_inferences = 15
+latency_noise_ms = 1000.0
 min_seconds = 0.5
 [outbox]
 resend_s = 2.0

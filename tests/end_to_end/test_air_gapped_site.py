@@ -20,6 +20,7 @@ NAME = "cam-1"
 SETTINGS = """
 [update]
 min_inferences = 15
+latency_noise_ms = 1000.0
 min_seconds = 0.5
 [[pipelines]]
 name = "front"

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.needs_broker
 SETTINGS = """
 [update]
 min_inferences = 5
+latency_noise_ms = 1000.0
 min_seconds = 0.5
 [telemetry]
 perf_s = 1.0

@@ -22,6 +22,7 @@ SETTINGS = """
 [update]
 poll_s = 1
 min_inferences = 15
+latency_noise_ms = 1000.0
 min_seconds = 0.5
 [runtime]
 shadow_report_s = 2

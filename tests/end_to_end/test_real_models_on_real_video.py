@@ -32,7 +32,7 @@ PICTURES = {"cat": "Egyptian cat", "grace-hopper": "military uniform", "sunflowe
 SPEED = 8
 NOT_AUTHORIZED = 0x87
 EVENTS = "mooring/1/t0/d/+/event"
-SETTINGS = "[update]\nmin_inferences = 3\nmin_seconds = 1.0\n[telemetry]\nperf_s = 2.0\n"
+SETTINGS = "[update]\nmin_inferences = 3\nmin_seconds = 1.0\nlatency_noise_ms = 1000.0\n[telemetry]\nperf_s = 2.0\n"
 
 
 @dataclass

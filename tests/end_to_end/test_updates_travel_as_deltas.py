@@ -23,6 +23,7 @@ FILLER_BYTES = 400_000
 SETTINGS = """
 [update]
 min_inferences = 15
+latency_noise_ms = 1000.0
 min_seconds = 0.5
 poll_s = 1.0
 """

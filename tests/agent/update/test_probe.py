@@ -161,3 +161,11 @@ def test_one_busy_moment_is_no_heat():
     assert warmed(60.0, 90.0, 600.0) == 90.0
     assert warmed(None, 90.0, 1.0) == 90.0
     assert warmed(60.0, None, 1.0) is None
+
+
+def test_of_few_inferences_what_counts_is_what_the_percentile_surely_is():
+    busy_once = replace(NEW, p99_ms=500.0, p99_low_ms=41.0)
+    assert verdict(busy_once).judgment is Judgment.HEALTHY
+    assert verdict(busy_once, rules=replace(RULES, p99_budget_ms=45.0)).judgment is Judgment.HEALTHY
+    assert verdict(replace(busy_once, p99_low_ms=53.1)).code == "latency_worse"
+    assert verdict(replace(busy_once, p99_low_ms=53.1), rules=replace(RULES, p99_noise_ms=6.0)).judgment is Judgment.HEALTHY
