@@ -33,7 +33,7 @@ from fleet.governance import service as governance
 from fleet.governance.model import Approval, ApprovalState
 from fleet.monitoring import store as monitoring_store
 from fleet.registry.director import OrderedConfiguration
-from fleet.registry.policies import PolicyFile, check_policy_signature, ensure_policy_role, highest_rev, next_payload, policy_digest
+from fleet.registry.policies import PolicyFile, ensure_policy_role, highest_rev, next_payload, policy_digest, take_policy_signature
 from fleet.registry.service import Registry
 from fleet.registry.signing import parse_role
 from protocol.canonical import digest_of
@@ -292,20 +292,22 @@ def submit_signature(
     """
     now = registry.clock.now()
     with registry.database.transaction() as tx:
+        db.lock(tx, f"signing/{tenant}/configuration/{rev}")
         release = store.get_release(tx, tenant, rev)
         request = store.find_request(tx, release)
         if request is None:
             raise ConflictError(f"Configuration {rev} is {release.state}; only an approved one is signed.")
         if _find_yes(tx, release) is None:
             raise ForbiddenError(f"No approval covers configuration {rev} as it was to be signed.", code="not-approved")
-        if not check_policy_signature(registry.image, payload=request.payload, signed=signed):
-            store.save_request(tx, tenant, rev, payload=signed, previous=request.previous)
+        taken = take_policy_signature(registry.image, payload=request.payload, signed=signed)
+        if not taken.is_complete:
+            store.save_request(tx, tenant, rev, payload=taken.data, previous=request.previous)
             _record(tx, release, by, "configuration.signed-in-part", now, reason="")
             return release
     try:
         # published by an attempt that was cut before it could say so
-        if registry.image.role_metadata(POLICY_ROLE) != signed:
-            registry.image.publish_policy(signed, now)
+        if registry.image.role_metadata(POLICY_ROLE) != taken.data:
+            registry.image.publish_policy(taken.data, now)
     except ConflictError as error:
         if error.code == "signature-outdated":
             with registry.database.transaction() as tx:

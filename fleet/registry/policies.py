@@ -12,7 +12,7 @@ from datetime import datetime
 from securesystemslib.signer import Signer
 from tuf.api.metadata import TargetFile, Targets
 
-from fleet.registry.repository import ImageRepository, RoleFile
+from fleet.registry.repository import ImageRepository, RoleFile, SignedRole
 from fleet.registry.signing import (
     KeyName,
     TrustFolders,
@@ -81,12 +81,12 @@ def next_payload(image: ImageRepository, files: Sequence[PolicyFile], *, now: da
     return image.next_policy_role([file.role_file for file in _kept([*listed, *files])], now=now), published
 
 
-def check_policy_signature(image: ImageRepository, *, payload: bytes, signed: bytes) -> bool:
-    """Whether `signed`, which is the payload, has enough signatures of the policy keys; False: more keys must sign it.
+def take_policy_signature(image: ImageRepository, *, payload: bytes, signed: bytes) -> SignedRole:
+    """`signed`, which is the payload, with the signatures of the policy keys on either.
 
-    Raises: InvalidError, TrustError, ConflictError as `ImageRepository.check_role_signature`.
+    Raises: InvalidError, TrustError, ConflictError as `ImageRepository.take_role_signature`.
     """
-    return image.check_role_signature(POLICY_ROLE, "the role policy", payload=payload, signed=signed)
+    return image.take_role_signature(POLICY_ROLE, "the role policy", payload=payload, signed=signed)
 
 
 def sign_policy_role(payload: bytes, *, previous: bytes, approved: Digest, signer: Signer, is_previous_checked: bool = False) -> bytes:

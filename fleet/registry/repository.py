@@ -60,6 +60,15 @@ _BASE_URL = "memory:"
 
 
 @dataclass(frozen=True, slots=True)
+class SignedRole:
+    """Metadata of a delegated role as its keys have signed it so far."""
+
+    data: bytes
+    #: Whether as many keys signed as must; else others are still to sign on top of `data`.
+    is_complete: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RoleFile:
     """One file of a delegated role."""
 
@@ -212,12 +221,12 @@ class ImageRepository:
         role.unrecognized_fields = write_fields(ImageLineFields(line=release.line, floor=floor))
         return Metadata(role).to_bytes()
 
-    def check_signature(self, line: LineName, *, payload: bytes, signed: bytes) -> bool:
-        """Whether `signed`, which is the payload, has enough signatures of the line's keys. Raises: as `check_role_signature`."""
-        return self.check_role_signature(line_role(line), f"line {line}", payload=payload, signed=signed)
+    def take_signature(self, line: LineName, *, payload: bytes, signed: bytes) -> SignedRole:
+        """`signed`, which is the payload, with the signatures of the line's keys on either. Raises: as `take_role_signature`."""
+        return self.take_role_signature(line_role(line), f"line {line}", payload=payload, signed=signed)
 
-    def check_role_signature(self, role: str, what: str, *, payload: bytes, signed: bytes) -> bool:
-        """Whether `signed`, which is the payload, has enough signatures of the keys of the role; False: more keys must sign it.
+    def take_role_signature(self, role: str, what: str, *, payload: bytes, signed: bytes) -> SignedRole:
+        """`signed`, which is the payload, with the signatures of the keys of the role on either: two may have signed copies of one request.
 
         Raises: InvalidError when it is another payload; TrustError when none of the keys of `what` signed it; ConflictError when this adds
         no signature to those that the payload has.
@@ -229,13 +238,19 @@ class ImageRepository:
         try:
             before = targets.get_verification_result(role, wanted.signed_bytes, wanted.signatures)
             after = targets.get_verification_result(role, found.signed_bytes, found.signatures)
+            if not after.signed:
+                raise TrustError(f"This is not signed by any of the {len(after.unsigned)} keys of {what}.", code="bad-signature")
+            if not before.signed.keys() <= after.signed.keys():
+                # the first to hand in goes first: the bytes do not depend on whether the second saw the first one's signature
+                kept = {keyid: one for keyid, one in wanted.signatures.items() if keyid in before.signed}
+                found.signatures = {**kept, **{keyid: one for keyid, one in found.signatures.items() if keyid not in kept}}
+                signed = found.to_bytes()
+                after = targets.get_verification_result(role, found.signed_bytes, found.signatures)
         except (RepositoryError, ValueError) as error:
             raise TrustError(f"This is not signed by the key of {what}: {error}", code="bad-signature") from error
-        if not after.signed:
-            raise TrustError(f"This is not signed by any of the {len(after.unsigned)} keys of {what}.", code="bad-signature")
         if len(after.signed) <= len(before.signed):
             raise ConflictError(f"That key signed this request already; {after.threshold} different ones must.", code="signed-already")
-        return bool(after)
+        return SignedRole(signed, is_complete=bool(after))
 
     def version_of(self, payload: bytes) -> int:
         """The version of role metadata."""

@@ -358,18 +358,18 @@ def submit_signature(registry: Registry, *, tenant: TenantId, by: Actor, request
     with registry.database.transaction() as tx:
         db.lock(tx, f"signing/{tenant}/{request_id}")
         request = store.get_signing_request(tx, tenant, request_id)
-        is_complete = registry.image.check_signature(request.line, payload=request.payload, signed=signed)
+        taken = registry.image.take_signature(request.line, payload=request.payload, signed=signed)
         release = store.get_release(tx, tenant, request.line, request.version)
-        if not is_complete:
+        if not taken.is_complete:
             if release.state is not ReleaseState.APPROVED:
                 raise ConflictError(f"Release {release.id} is {release.state}; only an approved release is signed.")
-            store.save_signing_request(tx, replace(request, payload=signed))
+            store.save_signing_request(tx, replace(request, payload=taken.data))
             subject = f"release/{release.id}"
             audit.append(tx, tenant=tenant, actor=by, action="release.signed-in-part", subject=subject, now=now)
             return release
         moved = replace(release.moved(ReleaseState.SIGNED), signed_at=now)
         store.save_release(tx, moved)
-        store.set_signed(tx, request, signed)
+        store.set_signed(tx, request, taken.data)
         detail = {"role": request.role, "role_version": request.role_version, "content_digest": request.content_digest}
         audit.append(tx, tenant=tenant, actor=by, action="release.signed", subject=f"release/{release.id}", now=now, detail=detail)
     return moved

@@ -259,6 +259,32 @@ def test_two_of_three_policy_keys_sign_one_after_the_other(site):
     assert site.device("doors-1").check().configuration.rev == release.rev
 
 
+def test_two_holders_who_fetched_one_request_before_either_handed_in_both_count(site):
+    registry = site.registry
+    names = ("policy", "policy-b", "policy-c")
+    keys = [create_role_key(registry.folders, name, passphrase=None) for name in names]
+    targets = load_key(registry.folders.key_file(KeyName.IMAGE_TARGETS))
+    registry.image.open_policy(keys, threshold=2, signers=[targets], now=site.now)
+    site.set({"log_level": "debug"})
+    release = site.propose()
+    site.approve(release)
+    request = service.list_signing_requests(registry, T0)[0]
+    copies = [
+        sign_policy_role(
+            request.payload,
+            previous=request.previous,
+            approved=request.content_digest,
+            signer=load_key(registry.folders.role_key_file(name)),
+        )
+        for name in names
+    ]
+    assert site.submit(release, copies[1]).state is ReleaseState.APPROVED
+    with pytest.raises(ConflictError, match="signed this request already"):
+        site.submit(release, copies[1])
+    assert site.submit(release, copies[2]).state is ReleaseState.PUBLISHED
+    assert site.device("doors-1").check().configuration.rev == release.rev
+
+
 def test_after_a_rotation_by_ceremony_the_new_policy_key_releases_and_the_old_one_cannot(site):
     site.set({"log_level": "debug"})
     site.publish()

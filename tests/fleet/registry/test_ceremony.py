@@ -480,6 +480,24 @@ def test_any_two_of_three_line_keys_sign_one_release_after_another(registry, hol
         check_published(json.dumps(body).encode(), bootstrap=born, role="model.digits", previous=asked.previous)
 
 
+def test_two_holders_who_fetched_one_request_of_a_line_before_either_handed_in_both_count(registry, holders, device):
+    keys = holders.make("one", "two", "three")
+    request = ceremony.revoke(begin(registry), "model.digits", keys, threshold=2)
+    put(registry, holders.sign(finish(registry, request), "image-targets", "one", "two"))
+    release = add_release(registry, "1.1")
+    with registry.database.transaction() as tx:
+        service.mark_approved(registry, tx, service.mark_proposed(tx, release, approval="ap-1"), approved=release.content_digest)
+    asked = service.find_signing_request(registry, T0, LINE, release.version)
+    first, second = (
+        sign_line_role(asked.payload, previous=asked.previous, line=LINE, approved=release.content_digest, signer=holders.signers[name])
+        for name in ("one", "two")
+    )
+    for signed, state in ((first, ReleaseState.APPROVED), (second, ReleaseState.SIGNED)):
+        assert service.submit_signature(registry, tenant=T0, by=BERT, request_id=asked.request, signed=signed).state is state
+    device.orders = [service.publish_release(registry, tenant=T0, by=BERT, line=LINE, version=release.version)]
+    assert device.check().lines[0].release == "1.1"
+
+
 def test_a_line_is_opened_by_a_request_when_the_targets_have_several_holders(registry, two_of_three, tmp_path):
     holders = two_of_three
     with pytest.raises(ConflictError) as caught:
