@@ -172,11 +172,16 @@ class Window(Strict):
     std: Annotated[tuple[float, ...], Field(min_length=1, max_length=MAX_FIELDS)] = (1.0,)
     order: Order = Order.READINGS
     missing: Missing = Missing.REFUSE
+    #: Lowest and highest number that a field can physically have, by its name: beyond is the sensor's fault, not drift.
+    ranges: Annotated[dict[ShortText, tuple[float, float]], Field(max_length=MAX_FIELDS)] | None = None
 
     @model_validator(mode="after")
     def _fits_fields(self) -> Self:
         if len(set(self.fields)) != len(self.fields):
             raise ValueError(f"fields {list(self.fields)} names one twice")
+        for field, (low, high) in (self.ranges or {}).items():
+            if field not in self.fields or not low < high:
+                raise ValueError(f"ranges has {field!r} from {low:g} to {high:g}; wanted one of the fields, the lowest number first")
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, len(self.fields)):
                 raise ValueError(f"{key} has {len(values)} numbers; {len(self.fields)} fields want 1 or {len(self.fields)}")

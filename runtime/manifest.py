@@ -36,6 +36,7 @@ from runtime.heads import (
     check_value,
 )
 from runtime.inputs import (
+    INTEGER_RANGES,
     Carried,
     Layout,
     Preprocess,
@@ -44,6 +45,7 @@ from runtime.inputs import (
     TensorName,
     Window,
     check_frame_input,
+    check_has_scale,
     check_window_input,
 )
 
@@ -53,6 +55,8 @@ SCHEMA = "model-manifest.1"
 MAX_MANIFEST_BYTES = 256 * 1024
 #: Inputs or outputs of one model.
 MAX_TENSORS = 16
+#: Numbers of an embedding.
+MAX_EMBEDDING = 8192
 #: What a state may be kept as.
 _STATE_DTYPES = ("int8", "uint8", "int16", "int32", "float32")
 #: Key of `budget` for every device type that has no line of its own.
@@ -118,6 +122,8 @@ class ModelDraft(Strict):
     window: Window | None = None
     #: Inputs that carry on what an output was with the frame before.
     state: Annotated[tuple[Carried, ...], Field(max_length=MAX_TENSORS - 1)] = ()
+    #: An output that stands for the picture or window as a whole and is watched for drift; not part of the answer.
+    embedding: TensorName | None = None
     device_types: Annotated[tuple[Name, ...], Field(max_length=64)] = ()
     #: "backend" or "backend:provider", best first; empty = the usual order of the file's kind.
     backends: Annotated[tuple[ShortText, ...], Field(max_length=8)] = ()
@@ -221,6 +227,8 @@ class ModelManifest(Strict):
     preprocess: Preprocess | None = None
     window: Window | None = None
     state: Annotated[tuple[Carried, ...], Field(min_length=1, max_length=MAX_TENSORS - 1)] | None = None
+    #: An output that is watched for drift, brought to eight numbers by fixed signs (`runtime.projection`).
+    embedding: TensorName | None = None
     files: Annotated[
         dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")], FileEntry], Field(min_length=1, max_length=16)
     ]
@@ -252,6 +260,7 @@ class ModelManifest(Strict):
         if self.window is not None:
             check_window_input(self.inputs[0], self.window)
         _check_state(self.inputs, self.outputs, self.carried)
+        _check_embedding(self.outputs, self.carried, self.embedding)
         if self.model_file not in self.files:
             raise ValueError(f"files {sorted(self.files)} lacks {self.model_file!r}")
         fitting = BACKENDS_OF_FORMAT[self.runtime.name]
@@ -270,6 +279,11 @@ class ModelManifest(Strict):
     def carried(self) -> tuple[Carried, ...]:
         """The state, empty for models without one."""
         return self.state or ()
+
+    @property
+    def beside(self) -> frozenset[str]:
+        """Names of outputs that are no part of the answer: of state, and the embedding."""
+        return frozenset(one.output for one in self.carried) | ({self.embedding} if self.embedding else set())
 
     @property
     def model_file(self) -> str:
@@ -293,7 +307,7 @@ class ClassificationManifest(ModelManifest):
     postprocess: Postprocess
 
     def _check_answer(self, outputs: dict[str, TensorDescription]) -> None:
-        own = [item for name, item in outputs.items() if name not in {one.output for one in self.carried}]
+        own = [item for name, item in outputs.items() if name not in self.beside]
         if len(own) != 1:
             raise ValueError(f"a classification wants one output with its scores; there are {len(own)}")
         check_classification(own[0], self.postprocess)
@@ -301,7 +315,7 @@ class ClassificationManifest(ModelManifest):
     @property
     def scores(self) -> TensorDescription:
         """The output with a score for each label."""
-        return next(item for item in self.outputs if item.name not in {one.output for one in self.carried})
+        return next(item for item in self.outputs if item.name not in self.beside)
 
 
 class DetectionManifest(ModelManifest):
@@ -400,7 +414,7 @@ def complete(
     carried = {one.input: one.output for one in draft.state}
     _check_carried_names(draft, tensors)
     source = _source_of(draft, [tensor for tensor in tensors.inputs if tensor.name not in carried], tensors)
-    own = [tensor for tensor in tensors.outputs if tensor.name not in carried.values()]
+    own = [tensor for tensor in tensors.outputs if tensor.name not in carried.values() and tensor.name != draft.embedding]
     by_name = {tensor.name: tensor for tensor in tensors.inputs}
     states = [by_name[name] for name in carried]
     document: dict[str, Any] = {
@@ -418,6 +432,7 @@ def complete(
         "preprocess": None if draft.preprocess is None else draft.preprocess.model_dump(),
         "window": None if draft.window is None else draft.window.model_dump(),
         "state": [one.model_dump() for one in draft.state] or None,
+        "embedding": draft.embedding,
         "postprocess": _postprocess_of(draft, own),
         "files": {name: entry.model_dump() for name, entry in files.items()},
         "card_sha256": card_sha256,
@@ -538,6 +553,21 @@ def _check_state(inputs: tuple[TensorDescription, ...], outputs: tuple[TensorDes
             )
         if tensor.dtype not in _STATE_DTYPES:
             raise ValueError(f"state {tensor.name!r} has dtype {tensor.dtype!r}; wanted one of {', '.join(_STATE_DTYPES)}")
+
+
+def _check_embedding(outputs: tuple[TensorDescription, ...], carried: tuple[Carried, ...], name: str | None) -> None:
+    if name is None:
+        return
+    tensor = next((one for one in outputs if one.name == name), None)
+    if tensor is None:
+        raise ValueError(f"embedding names the output {name!r}; there are {', '.join(one.name for one in outputs)}")
+    if name in {one.output for one in carried}:
+        raise ValueError(f"embedding names {name!r}, which carries state; wanted an output of its own")
+    if tensor.dtype not in ("float32", *INTEGER_RANGES) or not 2 <= tensor.size <= MAX_EMBEDDING:
+        raise ValueError(
+            f"embedding {name!r} is {tensor.dtype}{list(tensor.shape)}; wanted 2 to {MAX_EMBEDDING} numbers, float32, int8 or uint8"
+        )
+    check_has_scale(tensor)
 
 
 def _named(outputs: Mapping[str, TensorDescription], name: str) -> TensorDescription:

@@ -74,6 +74,11 @@ def placement(plan: Plan, *, height: int, width: int) -> Placement:
             return _placed(inner_width / width, inner_height / height, left / width, top / height)
 
 
+def region_of(plan: Plan, *, height: int, width: int) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of what of the input a frame of that size fills, pixels of the input: all but the bars of a letterbox."""
+    return _letterbox(plan, height=height, width=width) if plan.fit is Fit.LETTERBOX else (0, 0, plan.width, plan.height)
+
+
 def _placed(factor_x: float, factor_y: float, shift_x: float, shift_y: float) -> Placement:
     factor, shift = (factor_x, factor_y, factor_x, factor_y), (shift_x, shift_y, shift_x, shift_y)
     return Placement(np.array(factor, np.float32), np.array(shift, np.float32), factor == (1.0,) * 4 and shift == (0.0,) * 4)
