@@ -39,6 +39,8 @@ class Quality:
     not_finite: int
     #: Readings outside the range that the model manifest declares.
     out_of_range: int = 0
+    #: Log of 1 + variance of the Laplacian of a picture: what a lens out of focus lowers; 0 for readings.
+    sharpness: float = 0.0
 
 
 def candidates(manifest: ModelManifest) -> tuple[str, ...]:
@@ -135,7 +137,7 @@ class Extractor:
             count = len(IMAGE_NUMBERS)
             self._all[:count] = self._pictures.numbers
             self._all[count : count + EMBEDDED] = self._pictures.responses
-            return Quality(tensor.shape, light.mean, light.deviation, light.hash, light.not_finite)
+            return Quality(tensor.shape, light.mean, light.deviation, light.hash, light.not_finite, sharpness=light.sharpness)
         if self._windows is None:
             raise RuntimeError("a manifest has preprocess or window")
         signal = self._windows.look(tensor, readings)

@@ -56,6 +56,8 @@ class Light:
     hash: int
     #: Pixels that were looked at and are NaN or infinite.
     not_finite: int
+    #: As `image.sharpness`: log of 1 + variance of the Laplacian.
+    sharpness: float
 
 
 class Pictures:
@@ -90,7 +92,8 @@ class Pictures:
             if self._filters is not None:
                 self._respond(gray)
             mean, deviation = float(self.numbers[0]), float(self.numbers[1])
-        return Light(mean, deviation, _hash_of(raw, tiles), gray.size - int(np.count_nonzero(np.isfinite(gray))))
+        not_finite = gray.size - int(np.count_nonzero(np.isfinite(gray)))
+        return Light(mean, deviation, _hash_of(raw, tiles), not_finite, float(self.numbers[2]))
 
     def _light_and_color(self, gray: Array, planes: tuple[Array, ...]) -> None:
         out = self.numbers
