@@ -41,6 +41,7 @@ DECIDERS = (
     "protocol/geometry.py",
     "fleet/campaigns/planner.py",
     "fleet/monitoring/health.py",
+    "fleet/monitoring/rules.py",
 )
 ACTING = {"socket", "sqlite3", "subprocess", "threading", "time", "logging", "os", "httpx", "sqlalchemy", "paho", "pathlib"}
 

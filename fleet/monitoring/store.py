@@ -31,6 +31,8 @@ from protocol.messages import Presence
 #: What every message names in place of the device's text: 48 random bits.
 _KEY_BITS = 48
 _KEYS_PER_QUERY = 500
+#: Of a message that was not understood, so many bytes are kept.
+DEAD_LETTER_BYTES = 4096
 
 monitored_devices = sa.Table(
     "monitored_devices",
@@ -408,7 +410,7 @@ def list_telemetry(
     )
     if pipeline is not None:
         statement = statement.where(table.c.pipeline == pipeline)
-    return [_telemetry(row) for row in tx.execute(statement)][::-1]
+    return [telemetry_row(row) for row in tx.execute(statement)][::-1]
 
 
 def list_events(
@@ -443,7 +445,7 @@ def list_received(tx: db.Connection, tenant: TenantId, *, after: datetime, limit
     """What was stored after a moment, oldest first: for live views of another process."""
     found: list[EventRow | TelemetryRow] = []
     of = monitored_devices
-    for table, made in ((events, _event), (telemetry, _telemetry)):
+    for table, made in ((events, _event), (telemetry, telemetry_row)):
         statement = (
             sa.select(table, of.c.device)
             .join(of, sa.and_(of.c.tenant == table.c.tenant, of.c.device_key == table.c.device_key))
@@ -591,7 +593,8 @@ def conditions_from_text(text: str) -> tuple[Condition, ...]:
     )
 
 
-def _telemetry(row: Any) -> TelemetryRow:
+def telemetry_row(row: Any) -> TelemetryRow:
+    """A row of `telemetry` joined with its device's name."""
     return TelemetryRow(row.device, row.name, row.pipeline, row.ts, row.received_at, json.loads(row.body))
 
 

@@ -15,7 +15,7 @@ ROOT = Path(fleet.__file__).parent
 
 def _import_all_stores():
     """Every module that may declare tables: the architecture test allows no other."""
-    for path in [*sorted(ROOT.glob("*/store.py")), ROOT / "audit.py", ROOT / "jobs.py"]:
+    for path in [*sorted(ROOT.rglob("*store.py")), ROOT / "audit.py", ROOT / "jobs.py"]:
         importlib.import_module(".".join(("fleet", *path.relative_to(ROOT).with_suffix("").parts)))
 
 
