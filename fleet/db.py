@@ -36,6 +36,7 @@ __all__ = [
     "migrate",
     "revision_column",
     "serial",
+    "share",
     "tenant_column",
     "upsert",
     "utc",
@@ -196,6 +197,12 @@ def lock(tx: Connection, name: str) -> None:
     """Wait until this transaction alone holds the name; freed by its end. On SQLite a writing transaction is already alone."""
     if tx.dialect.name == "postgresql":
         tx.execute(sa.select(sa.func.pg_advisory_xact_lock(_lock_key(name))))
+
+
+def share(tx: Connection, name: str) -> None:
+    """Wait until no transaction holds the name by `lock`, and keep it from being so held until this one ends; many may share it at once."""
+    if tx.dialect.name == "postgresql":
+        tx.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(_lock_key(name))))
 
 
 def insert_ignore(tx: Connection, table: sa.Table, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> int:

@@ -22,7 +22,7 @@ from fleet.audit import Actor, ActorKind
 from fleet.config import LimitsConfig
 from fleet.devices import store, twins
 from fleet.devices.model import ConfigPatch, Device, DeviceIdentity, DeviceState, EnrollmentToken, Twin
-from fleet.devices.pki import Authority, IssuedCertificate, check_request, public_key_pem
+from fleet.devices.pki import ISSUING_LOCK, Authority, IssuedCertificate, check_request, public_key_pem
 from protocol.errors import ConflictError, InvalidError, NotFoundError, UnauthenticatedError
 from protocol.ids import DeviceId, DeviceTypeName, GroupName, TenantId, check_name, new_id
 from protocol.messages import BrokerAddress, EnrollRequest, EnrollResponse
@@ -180,12 +180,13 @@ def enroll(
 
     A device that lost the answer may ask again with the same token and key. Raises: InvalidError (token-malformed, csr-invalid,
     sealing-key-invalid); UnauthenticatedError (token-unknown); ConflictError (token-used, token-expired, token-type-mismatch,
-    token-device-mismatch, device-exists).
+    token-device-mismatch, device-exists); UnavailableError (authority-replaced) until this server is started again.
     """
     presented = parse_token(request.token)
     key = check_request(request.csr_pem)
     _check_sealing_key(request, key)
     with database.transaction() as tx:
+        _hold_authority(tx, authority)
         token = check_token(store.find_token(tx, presented.tenant, presented.token_id), presented, request, now=now)
         if token.used_at is not None:
             device, issued = _repeat(tx, authority, token, request, key, now)
@@ -209,10 +210,11 @@ def renew_certificate(
 ) -> IssuedCertificate:
     """A new certificate for a known device; the old one stays valid until the new one is first used.
 
-    The key may be new. Raises: InvalidError (csr-invalid); NotFoundError.
+    The key may be new. Raises: InvalidError (csr-invalid); NotFoundError; UnavailableError (authority-replaced).
     """
     key = check_request(csr_pem)
     with database.transaction() as tx:
+        _hold_authority(tx, authority)
         device = store.get_device(tx, identity.tenant, identity.device, is_held=True)
         issued = authority.issue_device(device.device, key)
         if device.pending_serial is not None:
@@ -259,6 +261,12 @@ def _promote(database: db.Database, identity: DeviceIdentity, serial: str, now: 
             public_key = store.promote_pending_certificate(tx, device)
             return replace(identity, public_key=public_key)
     return identity
+
+
+def _hold_authority(tx: db.Connection, authority: Authority) -> None:
+    """Keep the authority from being replaced until this transaction ends. Raises: UnavailableError when it was replaced already."""
+    db.share(tx, ISSUING_LOCK)
+    authority.check_current()
 
 
 def _join(

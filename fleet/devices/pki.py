@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleet.config import PkiConfig
-from protocol.errors import ConfigError, InvalidError
+from protocol.errors import ConfigError, InvalidError, UnavailableError
 from protocol.files import read_bounded, write_atomically
 from protocol.ids import DeviceId, check_name
 
@@ -34,6 +34,10 @@ BACKDATE = timedelta(hours=1)
 _MAX_PEM_BYTES = 64 * 1024
 #: More are never trusted at once: the one that issues, and the next or the former one.
 MAX_TRUSTED = 2
+#: Name of the database lock that is shared while a device's certificate is made, and held while the authority is replaced.
+ISSUING_LOCK = "authority"
+#: When a device asks again that met a server which has to be started again, seconds.
+REPLACED_RETRY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,8 @@ class Authority:
     folder: Path
     config: PkiConfig
     siblings: tuple[Sibling, ...] = ()
+    #: As the folder's were when this was opened.
+    generations: Generations = Generations()
 
     @property
     def ca_path(self) -> Path:
@@ -102,6 +108,16 @@ class Authority:
     def pin(self) -> str:
         """SHA-256 hex of the issuing certificate's DER: stands in every enrollment token."""
         return fingerprint(self.certificate)
+
+    def check_current(self) -> None:
+        """Nothing when a certificate of this one is trusted by whoever is in use now, and whom it trusts issues.
+
+        Raises: UnavailableError when the authority was replaced since this process opened it; ConfigError.
+        """
+        now = read_generations(self.folder)
+        if self.generations.issuing not in now.trusted or now.issuing not in self.generations.trusted:
+            text = "The certificate authority was replaced; this server issues with the one before until it is started again."
+            raise UnavailableError(text, retry_after_s=REPLACED_RETRY_S, code="authority-replaced")
 
     def issue_device(self, device: DeviceId, public_key: ec.EllipticCurvePublicKey) -> IssuedCertificate:
         """A client certificate of the device for its own key."""
@@ -180,7 +196,7 @@ def open_authority(folder: Path, config: PkiConfig) -> Authority:
         if generations == Generations() and not certificate_path.exists():
             create_authority(certificate_path, key_path, config)
         issuing, *siblings = (_open(folder, number) for number in generations.trusted)
-        authority = Authority(issuing.certificate, issuing.key, folder, config, tuple(siblings))
+        authority = Authority(issuing.certificate, issuing.key, folder, config, tuple(siblings), generations)
         if not authority.ca_path.exists() or authority.ca_path.read_text() != authority.ca_pem:
             write_atomically(authority.ca_path, authority.ca_pem.encode())
     return authority

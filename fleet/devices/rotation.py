@@ -12,6 +12,7 @@ from fleet import audit, db
 from fleet.audit import Actor
 from fleet.devices import store
 from fleet.devices.pki import (
+    ISSUING_LOCK,
     Authority,
     Generations,
     authority_files,
@@ -57,8 +58,12 @@ class RotationStatus:
 def read_status(database: db.Database, authority: Authority) -> RotationStatus:
     """How far the rotation is, and which devices have not followed yet."""
     with database.reading() as tx:
-        counts = store.count_by_trust(tx)
-        latecomers = store.list_by_trust(tx, unlike=authority.trust_digest, limit=NAMED_LATECOMERS)
+        return _status(tx, authority)
+
+
+def _status(tx: db.Connection, authority: Authority) -> RotationStatus:
+    counts = store.count_by_trust(tx)
+    latecomers = store.list_by_trust(tx, unlike=authority.trust_digest, limit=NAMED_LATECOMERS)
     generations = read_generations(authority.folder)
     other = next(iter(authority.siblings), None)
     return RotationStatus(
@@ -101,13 +106,14 @@ def switch(
 
     Raises: ConflictError out of order, or when devices do not trust it yet: these could not reach the server any more.
     """
-    _check_followed(database, authority, is_forced=is_forced)
 
     def step(old: Generations) -> Generations:
         other = next(number for number in old.trusted if number != old.issuing)
         return Generations(other, (other, old.issuing))
 
-    return _take_step(database, authority, _Step("switch", Stage.BEGUN, step), tenant=tenant, by=by, now=now, reason=reason)
+    return _take_step(
+        database, authority, _Step("switch", Stage.BEGUN, step, is_checked=not is_forced), tenant=tenant, by=by, now=now, reason=reason
+    )
 
 
 def finish(
@@ -124,8 +130,7 @@ def finish(
 
     Raises: ConflictError out of order, or when devices still have a certificate of it: these would have to enroll again.
     """
-    _check_followed(database, authority, is_forced=is_forced)
-    step = _Step("finish", Stage.SWITCHED, lambda old: Generations(old.issuing, (old.issuing,)))
+    step = _Step("finish", Stage.SWITCHED, lambda old: Generations(old.issuing, (old.issuing,)), is_checked=not is_forced)
     return _take_step(database, authority, step, tenant=tenant, by=by, now=now, reason=reason)
 
 
@@ -134,6 +139,8 @@ class _Step:
     name: str
     wanted: Stage
     apply: Callable[[Generations], Generations]
+    #: Whether every device must have followed the step before.
+    is_checked: bool = False
 
 
 def _take_step(
@@ -147,21 +154,34 @@ def _take_step(
             raise ConflictError(
                 f"The authority's rotation is {stage}; `{step.name}` follows {step.wanted}.", hint="See: mooring authority status"
             )
-        after = step.apply(before)
         # the entry first: a change of trust that nobody recorded is worse than a record of one that a cut prevented
         with database.transaction() as tx:
+            _check_followed(tx, authority, step)
+            after = step.apply(before)
             detail = {"issuing": after.issuing, "trusted": list(after.trusted), "before": list(before.trusted)}
             subject = f"authority/{after.issuing}"
             audit.append(
                 tx, tenant=tenant, actor=by, action=f"authority.{step.name}", subject=subject, now=now, reason=reason, detail=detail
             )
-        write_generations(folder, after)
+        try:
+            # looked at once more, and changed, while nobody gets a certificate: one that was issued in between counts
+            with database.transaction() as tx:
+                db.lock(tx, ISSUING_LOCK)
+                _check_followed(tx, authority, step)
+                write_generations(folder, after)
+        except ConflictError as error:
+            with database.transaction() as tx:
+                action = f"authority.{step.name}-prevented"
+                audit.append(tx, tenant=tenant, actor=by, action=action, subject=subject, now=now, reason=error.message)
+            raise
     return open_authority(folder, authority.config)
 
 
-def _check_followed(database: db.Database, authority: Authority, *, is_forced: bool) -> None:
-    status = read_status(database, authority)
-    if status.waiting and not is_forced:
+def _check_followed(tx: db.Connection, authority: Authority, step: _Step) -> None:
+    if not step.is_checked:
+        return
+    status = _status(tx, authority)
+    if status.waiting:
         names = ", ".join(status.latecomers)
         raise ConflictError(
             f"{status.waiting} of {status.devices} devices have not renewed their certificate since the last step: {names}.",

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 import sqlalchemy as sa
+from waiting import wait_until
 
 from fleet import db
 from protocol.errors import ConfigError, StaleRevisionError, UnavailableError
@@ -96,6 +97,26 @@ def test_writers_in_many_threads_lose_no_update(store):
         thread.join()
     with store.reading() as tx:
         assert tx.scalar(sa.select(things.c.count)) == 80
+
+
+def test_a_name_that_is_shared_is_not_held_alone_before_the_last_one_let_it_go(store):
+    order: list[str] = []
+
+    def hold_alone():
+        with store.transaction() as tx:
+            db.lock(tx, "authority")
+            order.append("alone")
+
+    thread = threading.Thread(target=hold_alone)
+    with store.transaction() as tx:
+        db.share(tx, "authority")
+        thread.start()
+        if store.dialect == "postgresql":  # on SQLite a writing transaction is alone anyway
+            waits = sa.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+            wait_until(lambda: tx.scalar(waits), what="the one that wants it alone to wait")
+        order.append("shared")
+    thread.join()
+    assert order == ["shared", "alone"]
 
 
 def test_moments_come_back_aware_in_utc_with_their_microseconds(store):

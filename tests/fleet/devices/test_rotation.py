@@ -1,5 +1,6 @@
 """Replacing the certificate authority: in order, no device left behind unasked, each step one file."""
 
+import contextlib
 import json
 import ssl
 from dataclasses import replace
@@ -14,7 +15,7 @@ from fleet.config import PkiConfig
 from fleet.devices import enrollment, rotation, service, store
 from fleet.devices.pki import Authority, authority_files, create_authority, open_authority
 from fleet.devices.rotation import Stage
-from protocol.errors import ConfigError, ConflictError
+from protocol.errors import ConfigError, ConflictError, UnavailableError
 from protocol.ids import DeviceId, TenantId
 
 NOW, T0, ANNA = datetime(2026, 3, 1, 12, tzinfo=UTC), TenantId("t0"), Actor(ActorKind.PERSON, "anna")
@@ -73,6 +74,63 @@ def test_a_device_that_did_not_follow_stops_the_next_step_by_name(world):
     world = take(world, rotation.switch, is_forced=True)
     with pytest.raises(ConflictError, match="cam-asleep"):
         take(world, rotation.finish)
+
+
+class Interrupted:
+    """A database at which something happens right after the first transaction of a step."""
+
+    def __init__(self, database, happens) -> None:
+        self.reading, self._database, self._happens = database.reading, database, [happens]
+
+    @contextlib.contextmanager
+    def transaction(self):
+        with self._database.transaction() as tx:
+            yield tx
+        while self._happens:
+            self._happens.pop()()
+
+
+@pytest.mark.parametrize("name", ["switch", "finish"])
+def test_a_device_that_enrolls_while_a_step_is_taken_prevents_it(world, name):
+    stale = world
+    world = take(world, rotation.begin)
+    if name == "finish":
+        stale = world
+        world = take(world, rotation.switch)
+    stage = status(world).stage
+    between = replace(world, database=Interrupted(world.database, lambda: stale.add_device("cam-new")))
+    with pytest.raises(ConflictError, match="cam-new"):
+        take(between, getattr(rotation, name))
+    assert status(world).stage is stage
+    with world.database.reading() as tx:
+        entries = [entry for entry in audit.list_entries(tx, T0) if entry.action.startswith(f"authority.{name}")]
+    assert sorted(entry.action for entry in entries) == [f"authority.{name}", f"authority.{name}-prevented"]
+
+
+def test_a_server_that_missed_two_steps_issues_nothing_that_would_leave_a_device_behind(world):
+    device = world.add_device("cam-1")
+    identity, settled = identity_of(world, device), world
+    begun = take(world, rotation.begin)
+    renew(settled, device)  # of the one that issues still; it renews once more
+    renew(begun, device)
+    switched = take(begun, rotation.switch)
+    renew(begun, device)
+    invite = settled.invite().text
+    for ask in (lambda: renew(settled, device), lambda: settled.enroll(EnrollingDevice(device="cam-2").request(invite))):
+        with pytest.raises(UnavailableError, match="started again") as caught:
+            ask()
+        assert caught.value.code == "authority-replaced"
+    assert store_has(world, "cam-2") is False
+    renew(switched, device)
+    take(switched, rotation.finish)
+    with pytest.raises(UnavailableError):
+        enrollment.renew_certificate(begun.database, begun.authority, identity=identity, csr_pem=device.csr_pem(), now=NOW)
+    renew(switched, device)
+
+
+def store_has(world, device: str) -> bool:
+    with world.database.reading() as tx:
+        return store.find_device(tx, T0, DeviceId(device)) is not None
 
 
 def test_revoked_devices_hold_nothing_up(world):
