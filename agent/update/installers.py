@@ -85,6 +85,10 @@ class Installer(Protocol):
         """Keep what runs. Raises: DeviceError, OSError."""
         ...
 
+    def keep(self, offer: LineOffer) -> bool:
+        """Keep what is active without running it first, when every byte of it is whole; returns whether it is kept. Raises: OSError."""
+        ...
+
     def roll_back(self, line: LineName, old_slot: str | None) -> None:
         """Run the old slot again (None: nothing). Raises: DeviceError, OSError."""
         ...
@@ -247,6 +251,13 @@ class ModelInstaller:
             raise DeviceError(f"{offer.line} {offer.release} does not run any more: {activation.text}", code=activation.code)
         self._slots.commit(offer.line)
         self._engine.commit(offer.line, rss_budget_mb=self.wishes(offer).rss_budget_mb)
+
+    def keep(self, offer: LineOffer) -> bool:
+        slot = self._slots.active(offer.line)
+        if slot is None or slot.content != offer.content or self._slots.scrub(offer.line, slot.name):
+            return False
+        self._slots.commit(offer.line)
+        return True
 
     def roll_back(self, line: LineName, old_slot: str | None) -> None:
         if old_slot is None:

@@ -31,6 +31,8 @@ from protocol.reasons import REASONS, named
 
 #: Saves of one update without progress before it is given up (Mender's number; a normal update needs 8).
 MAX_SAVES = 28
+#: Saves after which a first model is given up too: from MAX_SAVES on, its commit is only looked at, hashed and written (ADR 0036).
+MAX_FIRST_SAVES = 2 * MAX_SAVES
 #: Starts in a row at which a committed model does not load, before the other slot is used.
 MAX_LOAD_FAILURES = 3
 #: Real seconds after which a model that did not come up at the start is tried again.
@@ -313,8 +315,7 @@ class UpdateMachine:
     def _act(self, update: Update) -> Result:
         line = update.offer.line
         if update.saves >= MAX_SAVES:
-            text = f"Given up in {update.state} after {update.saves} starts without progress. {update.text}".strip()
-            return Outcome.EXHAUSTED, update.with_reason(update.reason or "exhausted", text)
+            return self._used_up(update)
         abort = self._journal.abort(line)
         if abort is not None and abort.update_id == update.update_id and can_abort(update.state):
             return Outcome.ABORTED, update.with_reason(abort.reason, abort.text).with_context(is_aborted=True)
@@ -324,6 +325,23 @@ class UpdateMachine:
             return Outcome.ERROR, _failed(self._as_saved(update), disk_error(error, f"release {update.offer.release} of {line}"))
         except MooringError as error:
             return Outcome.ERROR, _failed(self._as_saved(update), error)
+
+    def _used_up(self, update: Update) -> Result:
+        """What becomes of an update that reached its loop bound: given up, or kept when there is nothing that it could go back to."""
+        is_first = update.state is UpdateState.COMMITTING and update.old_slot is None
+        if is_first and update.saves < MAX_FIRST_SAVES and self._is_kept(update):
+            text = (
+                f"Kept without another start after {update.saves} that did not get through: it held its probe and there is no other model."
+            )
+            return Outcome.OK, update.with_reason("", text)
+        text = f"Given up in {update.state} after {update.saves} starts without progress. {update.text}".strip()
+        return Outcome.EXHAUSTED, update.with_reason(update.reason or "exhausted", text)
+
+    def _is_kept(self, update: Update) -> bool:
+        try:
+            return self._installer.keep(update.offer)
+        except (OSError, MooringError):
+            return False
 
     def _as_saved(self, update: Update) -> Update:
         """The update as its step left it: a step that failed may have saved what it learned."""
@@ -354,12 +372,21 @@ class UpdateMachine:
             self._journal.save_abort(line, None)
             self._journal.save_renewed_offer(line, None)
             self._aborting.discard(line)
-        if update.state in (UpdateState.SUCCEEDED, UpdateState.ROLLED_BACK):
+        if update.state is UpdateState.SUCCEEDED and update.saves >= MAX_SAVES:
+            self._bring_up_kept(line)
+        elif update.state in (UpdateState.SUCCEEDED, UpdateState.ROLLED_BACK):
             self._is_up(line)
         self._settle(update)
         with self._lock:
             self._take_waiting(line)
         self._on_change(line)
+
+    def _bring_up_kept(self, line: LineName) -> None:
+        """Run a model that was kept without having been started; a cut in here counts as a start at which it did not load."""
+        try:
+            self._bring_up(line)
+        except (OSError, MooringError) as error:
+            self._set_down(line, f"Line {line} could not be brought up: {error}")
 
     def _take_waiting(self, line: LineName) -> None:
         """Begin what the end of the line's update made room for: the offer that waited, or the same release without its delta."""

@@ -55,6 +55,8 @@ class Story:
     is_used_up: bool = False
     #: It is to run beside the old one, never in its place.
     is_candidate: bool = False
+    #: There is no old one.
+    is_first: bool = False
 
     def assignment(self, name: str = "as-1") -> Assignment:
         """What the server says."""
@@ -117,6 +119,9 @@ def stories() -> dict[str, Story]:
         "no end of cuts while committing": Story(
             NEW, until(COMMIT, *back), cut_when_reentered(COMMIT, "engine: activate b"), is_used_up=True
         ),
+        "no end of cuts while committing the first model": Story(
+            NEW, (*FORTH, "succeeded"), cut_when_reentered(COMMIT, "engine: activate a"), is_first=True
+        ),
         "no end of cuts while rolling back": Story(
             SLOW, until(PROBE, BACK, "inconsistent"), cut_in(BACK, "disk: create .pointer"), is_used_up=True
         ),
@@ -152,7 +157,8 @@ class Site:
 def tell(story: Story) -> None:
     """Let the story happen. Raises: AssertionError, LookupError when the device does not do what it should."""
     device = DeviceSimulator(policy=Site(story.permission))
-    device.copy_from(with_old())
+    if not story.is_first:
+        device.copy_from(with_old())
     device.server.publish(story.release)
     if story.is_spoiled:
         device.server.blobs.update({name: bytes(len(data)) for name, data in device.server.blobs.items()})
@@ -162,7 +168,9 @@ def tell(story: Story) -> None:
     ran: list[bytes | None] = []
 
     def look() -> str:
-        row = device.store.updates[LINE]
+        row = device.store.updates.get(LINE)
+        if row is None:  # the first offer is not taken over yet
+            return "idle"
         if story.abort_in == row.state and not asked:
             asked.append(True)  # before it has effects of its own
             asked[0] = device.machine.abort(LINE, reason="withdrawn", text="An operator withdrew it.")
@@ -205,7 +213,7 @@ def check_what_is_left(device: DeviceSimulator, story: Story) -> None:
     assert device.runs(story.release if end == "succeeded" and not story.is_candidate else OLD)
     assert device.disk.sizes(DOWNLOADS_DIR) == {}
     held = {slot.content.release for name in SlotName if (slot := device.slots.get(LINE, name)) is not None}
-    assert held == ({"1.0", "1.1"} if end == "succeeded" else {"1.0"})
+    assert held == (set() if story.is_first else {"1.0"}) | ({"1.1"} if end == "succeeded" else set())
 
 
 def check_what_ran(story: Story, ran: list[bytes | None]) -> None:

@@ -19,7 +19,7 @@ from simulators.device import DOWNLOADS_DIR, LINE, DeviceSimulator, Release, Wit
 from simulators.disk import Fault
 
 from agent.slots import SLOT_FILES, SlotName
-from agent.update.machine import MAX_LOAD_FAILURES, RETRY_S
+from agent.update.machine import MAX_FIRST_SAVES, MAX_LOAD_FAILURES, MAX_SAVES, RETRY_S
 
 OLDER, OLD, NEW = make_release("0.9", 0), make_release("1.0", 1), make_release("1.1", 2)
 #: Where an error may lead from each state; drawn anew, so that a bent arrow shows here too.
@@ -327,6 +327,79 @@ def test_a_model_that_takes_the_device_down_each_time_is_given_up_and_the_old_on
     assert "28" in update.text
     assert device.runs(OLD)
     assert check_end(device, SCENARIOS["a good release"]) == end
+
+
+def first_model_cut_while_committing(*effects: str) -> DeviceSimulator:
+    """A first install whose power fails once in `committing`, and from then on in that state at each of these effects."""
+    device = prepare(SCENARIOS["a first install"])
+    has_entered = False
+
+    def strike(where: str, effect: str) -> Fault | None:
+        nonlocal has_entered
+        if where == "committing" and not has_entered:
+            has_entered = True
+            return Fault.CUT_BEFORE
+        return Fault.CUT_BEFORE if where == "committing" and effect.startswith(effects) else None
+
+    device.faults.rule = strike
+    return device
+
+
+def test_a_first_model_that_held_its_probe_is_kept_when_no_start_gets_through_committing():
+    device = first_model_cut_while_committing("engine: activate a")
+    device.run()
+    update = device.store.updates[LINE]
+    assert (update.state, update.reason, update.saves) == ("succeeded", "", MAX_SAVES)
+    assert "no other model" in update.text
+    assert device.store.blocked == {}
+    assert check_end(device, SCENARIOS["a first install"]) == "succeeded"
+    device.restart()
+    assert check_end(device, SCENARIOS["a first install"]) == "succeeded"
+
+
+@pytest.mark.parametrize("fault", Fault)
+def test_a_fault_while_the_first_model_is_kept_ends_legally(fault):
+    device = first_model_cut_while_committing("engine: activate a")
+    device.run()
+    is_last = device.faults.log.index("committing: store: save committing", find_last_cut(device))
+    for number in range(is_last, len(device.faults.log)):
+        again = first_model_cut_while_committing("engine: activate a")
+        again.faults.plan = {number: fault}
+        again.run()
+        end = again.store.updates[LINE].state
+        assert end == "succeeded" if is_cut(fault) else end in ("succeeded", "rolled_back")
+        again.restart()
+        check_sound(again, SCENARIOS["a first install"])
+
+
+def find_last_cut(device: DeviceSimulator) -> int:
+    """Where in the log of effects the power failed last."""
+    return max(at for at, line in enumerate(device.faults.log) if line == "committing: engine: activate a")
+
+
+def test_a_first_model_whose_slot_was_damaged_is_not_kept():
+    device = first_model_cut_while_committing("engine: activate a")
+    is_damaged = False
+
+    def damage() -> None:
+        nonlocal is_damaged
+        row = device.store.updates.get(LINE)
+        if row is not None and row.state == "committing" and not is_damaged:
+            is_damaged = True
+            device.disk.damage(device.slots.folder(LINE, SlotName.A) / "golden.cbor")
+
+    device.faults.witness = damage
+    device.run()
+    assert (device.store.updates[LINE].state, device.store.updates[LINE].reason) == ("rolled_back", "exhausted")
+    assert device.runs(None)
+
+
+def test_a_first_model_that_cannot_even_be_written_down_as_committed_is_given_up_at_last():
+    device = first_model_cut_while_committing("engine: activate a", "disk: create .pointer")
+    device.run()
+    assert device.store.updates[LINE].state == "rolled_back"
+    assert max(saves for _, state, saves in device.store.saves if state == "committing") == MAX_FIRST_SAVES
+    assert device.runs(None)
 
 
 @pytest.mark.parametrize(
