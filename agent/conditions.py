@@ -64,6 +64,7 @@ KINDS: dict[str, ConditionKind] = {
         ),
         ConditionKind("inference_down", _ERROR, "No runtime answers for this model; run `mooring-agent doctor`."),
         ConditionKind("inference_error", _WARNING, "Inferences fail; the model and this device may not fit each other."),
+        ConditionKind("profile_invalid", _WARNING, "The release's profile cannot be used, so drift is not watched; build it again."),
         ConditionKind("runtime_missing", _ERROR, "Install a runtime for the model: the extra `litert` or `onnx` of this package."),
         ConditionKind("runtime_conflict", _WARNING, "Keep one OpenCV package and one ONNX Runtime package per environment."),
         ConditionKind("no_model", _ERROR, "The line has no model yet; assign a release to this device's group."),

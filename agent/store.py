@@ -1,8 +1,9 @@
-"""What the device remembers across a power cut, in one SQLite file: outbox, update journal, cached twin, named values.
+"""What the device remembers across a power cut, in one SQLite file: outbox, update journal, cached twin, named values, drift.
 
 A row is in the file, synced, before its function returns. A sequence number is stored with its row and never given twice in one
 epoch. An epoch is born with the file, and again when the file turns out to be a copy. Past the disk budget telemetry windows are
-merged, then the least valuable rows go first, each counted. Only this file imports `sqlite_utils`, and only to build the schema.
+merged, then sketches that were never handed out, then the least valuable rows go first, each counted. Only this file imports
+`sqlite_utils`, and only to build the schema; the tables of drift are read and written by `agent/drift/store.py`, inside `writing`.
 """
 # ruff: noqa: S608 - statements are put together from the constants of this file; every value is a parameter
 
@@ -38,6 +39,8 @@ SHED_TO = 0.9
 _PRIORITY = {"event": 1, "audit": 1, "job": 1, "sketch": 2, "tel": 3}
 #: Which stream gives way first when the budget is full.
 _SHED_ORDER = ("tel", "sketch", "job", "event", "audit")
+#: The one stream whose rows are no JSON and carry no envelope.
+SKETCH = "sketch"
 _BUSY_TIMEOUT_S = 10.0
 _SQLITE_FULL, _SQLITE_IOERR = 13, 10
 #: The first bytes of an SQLite file, and where among them PRAGMA user_version lies (fileformat2.html, 1.3).
@@ -48,7 +51,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True, slots=True)
 class OutboxRow:
-    """One row ready to be published; `payload` is the JSON document with its `floor`."""
+    """One row ready to be published; `payload` is the JSON document with its `floor`, or a sketch as it was first encoded."""
 
     id: int
     stream: str
@@ -65,6 +68,18 @@ class Draft:
     stream: str
     levels: tuple[str, ...]
     body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SketchDraft:
+    """A window of sketches to add; the server acknowledges it by (pipeline, window, src, rev)."""
+
+    pipeline: str
+    #: Window id, "{w0}-{nsub}".
+    window: str
+    src: int
+    #: The CBOR document of a revision: one that this device never gave this pipeline, window and src before.
+    encode: Callable[[int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +142,8 @@ class BlockedRow:
 
 #: Merges bodies of one telemetry stream, oldest first, into one that covers them all; None: they do not fit together.
 Merge = Callable[[Sequence[dict[str, Any]]], dict[str, Any] | None]
+#: Finds some of these sketches, oldest first, that one may stand for: their places in the sequence, and that one. None: there are none.
+MergeSketches = Callable[[Sequence[bytes]], tuple[tuple[int, ...], SketchDraft] | None]
 
 
 class Store:
@@ -147,6 +164,8 @@ class Store:
         self.clock_state = ClockState.OK
         #: Called after rows were added, from the thread that added them.
         self.on_added: Callable[[], None] = _nothing
+        #: Merges sketches when the budget is full; None: they are given up, oldest first.
+        self.merge_sketches: MergeSketches | None = None
         self.boot_id = _read_boot_id()
         #: What kept the last write from the disk; None: it went well.
         self.trouble: DeviceError | None = None
@@ -185,11 +204,25 @@ class Store:
         except DeviceError:
             self._lost_unstored += len(drafts)
             raise
-        if self._used_bytes > self._budget_bytes:
-            with self._transaction():
-                self._shed()
+        self._make_room()
         self.on_added()
         return seqs
+
+    @contextmanager
+    def writing(self) -> Iterator["Writing"]:
+        """One durable transaction for tables of another part of the agent, together with sketches. Raises: DeviceError; then none of it."""
+        writing = Writing(self)
+        with self._transaction():
+            yield writing
+        self._make_room()
+        if writing.has_added:
+            self.on_added()
+
+    @contextmanager
+    def looking(self) -> Iterator[sqlite3.Connection]:
+        """The connection for statements that change nothing. Raises: DeviceError."""
+        with self._reading():
+            yield self._connection
 
     def envelope(self) -> dict[str, Any]:
         """The envelope of a message that never enters the outbox: no `seq`, no `floor`."""
@@ -215,7 +248,8 @@ class Store:
         with self._reading():
             found = self._connection.execute(statement, (*without, limit + len(skip))).fetchall()
             chosen = [row for row in found if row[0] not in skip][:limit]
-            floors = {key: self._floor(*key) for key in {(row[6], row[1]) for row in chosen}}
+            chosen = self._without_unmarked(chosen)
+            floors = {key: self._floor(*key) for key in {(row[6], row[1]) for row in chosen if row[1] != SKETCH}}
         self._handed.update(row[0] for row in chosen)
         return [
             OutboxRow(
@@ -224,10 +258,22 @@ class Store:
                 tuple(row[2].split("/")) if row[2] else (),
                 row[3],
                 MessageClass(row[4]),
-                f'{row[5][:-1]},"floor":{floors[row[6], row[1]]}}}'.encode(),
+                row[5] if row[1] == SKETCH else f'{row[5][:-1]},"floor":{floors[row[6], row[1]]}}}'.encode(),
             )
             for row in chosen
         ]
+
+    def _without_unmarked(self, rows: list[Any]) -> list[Any]:
+        """The rows without sketches that cannot be marked as handed out: one that was is never merged, also after a power cut."""
+        ids = [row[0] for row in rows if row[1] == SKETCH]
+        if not ids:
+            return rows
+        try:
+            with self._transaction():
+                self._connection.execute(f"UPDATE outbox SET handed = 1 WHERE handed = 0 AND id IN ({_marks(ids)})", ids)
+        except DeviceError:
+            return [row for row in rows if row[1] != SKETCH]
+        return rows
 
     def mark_sent(self, *row_ids: int) -> None:
         """The broker has the rows: those of class `sent` go, the others wait for the server or for the next connect."""
@@ -244,7 +290,9 @@ class Store:
             for stream, acked in ack.streams.items():
                 for low, high in [(0, acked.upto), *acked.ranges]:
                     where = "epoch = ? AND stream = ? AND seq BETWEEN ? AND ? AND class <> 'state'"
-                    removed += self._delete(where, (ack.epoch, stream, low, high))
+                    removed += self._delete(where + " AND stream <> 'sketch'", (ack.epoch, stream, low, high))
+            for pipeline, window, src, rev in ack.sketch:
+                removed += self._delete("stream = 'sketch' AND levels = ? AND key = ?", (f"{pipeline}/{window}", f"{src}/{rev}"))
             return removed
 
     def requeue_stored(self) -> int:
@@ -406,6 +454,28 @@ class Store:
         self._used_bytes += size + ROW_OVERHEAD_BYTES
         return seq
 
+    def _insert_sketch(self, draft: SketchDraft) -> int:
+        """Add the sketch under the next revision of its window; returns that. Raises: InvalidError when it could never be sent."""
+        statement = (
+            "INSERT INTO drift_revs (pipeline, window, src, next, at) VALUES (?, ?, ?, 1, ?) "
+            "ON CONFLICT (pipeline, window, src) DO UPDATE SET next = next + 1, at = excluded.at RETURNING next - 1"
+        )
+        key = (draft.pipeline, draft.window, draft.src, to_unix_ms(self._clock.now()))
+        rev = int(self._connection.execute(statement, key).fetchone()[0])
+        data = draft.encode(rev)
+        if len(data) + PACKET_MARGIN_BYTES > MAX_PACKET_BYTES:
+            raise InvalidError(f"Sketch {draft.window} has {len(data)} bytes; packets hold at most {MAX_PACKET_BYTES}.")
+        statement = (
+            "INSERT INTO outbox (epoch, stream, levels, seq, class, priority, published, size, body, key) "
+            "VALUES (?, 'sketch', ?, ?, 'stored', ?, 0, ?, ?, ?)"
+        )
+        size = len(data) + ROW_OVERHEAD_BYTES
+        levels, key_text = f"{draft.pipeline}/{draft.window}", f"{draft.src}/{rev}"
+        values = (self.epoch, levels, self._take_seq(SKETCH), _PRIORITY[SKETCH], size, data, key_text)
+        self._connection.execute(statement, values)
+        self._used_bytes += size
+        return rev
+
     def _take_seq(self, stream: str) -> int:
         statement = (
             "INSERT INTO streams (epoch, stream, next_seq) VALUES (?, ?, 1) "
@@ -431,10 +501,17 @@ class Store:
 
     # --- the disk budget ---
 
+    def _make_room(self) -> None:
+        if self._used_bytes > self._budget_bytes:
+            with self._transaction():
+                self._shed()
+
     def _shed(self) -> None:
-        """Make room: merge telemetry windows while that helps, then give up rows in `_SHED_ORDER`, oldest first."""
+        """Make room: merge telemetry windows and sketches while that helps, then give up rows in `_SHED_ORDER`, oldest first."""
         target = int(self._budget_bytes * SHED_TO)
         while self._used_bytes > target and self._merge_some():
+            pass
+        while self._used_bytes > target and self._merge_some_sketches():
             pass
         for stream in _SHED_ORDER:
             while self._used_bytes > target:
@@ -471,6 +548,20 @@ class Store:
                     envelope_keys = {"v", "clk", "boot", "epoch", "seq", "floor"}
                     self._insert(Draft("tel", tuple(levels.split("/")), {k: v for k, v in coarse.items() if k not in envelope_keys}))
         return merged
+
+    def _merge_some_sketches(self) -> bool:
+        """Let one sketch stand for several that were never handed out; returns whether any row went away."""
+        if self.merge_sketches is None:
+            return False
+        found = self._connection.execute("SELECT id, body FROM outbox WHERE stream = 'sketch' AND handed = 0 ORDER BY id").fetchall()
+        merged = self.merge_sketches([body for _, body in found])
+        if merged is None:
+            return False
+        places, draft = merged
+        for place in places:
+            self._delete("id = ?", (found[place][0],))
+        self._insert_sketch(draft)
+        return True
 
     def _count_dropped(self, message_class: str) -> None:
         statement = "INSERT INTO dropped (class, rows) VALUES (?, 1) ON CONFLICT (class) DO UPDATE SET rows = rows + 1"
@@ -535,6 +626,23 @@ class Store:
         return int(self._connection.execute("SELECT coalesce(sum(size), 0) FROM outbox").fetchone()[0])
 
 
+class Writing:
+    """What may be written inside `Store.writing`: any table by `execute`, and sketches into the outbox."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.has_added = False
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Run one statement of the transaction."""
+        return self._store._connection.execute(statement, values)  # noqa: SLF001 - its own half
+
+    def add_sketch(self, draft: SketchDraft) -> int:
+        """Put the sketch into the outbox; returns its revision."""
+        self.has_added = True
+        return self._store._insert_sketch(draft)  # noqa: SLF001
+
+
 def prepare_in_child(path: Path) -> None:
     """Build or migrate the file's schema in a short-lived child, so that the library for it never enters this process.
 
@@ -586,7 +694,7 @@ def _read_counts(connection: sqlite3.Connection) -> OutboxCounts:
 # --- schema ---
 
 #: Migrations in order; `PRAGMA user_version` counts those applied, so that an up-to-date file does not load the library.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
@@ -632,6 +740,26 @@ def _migrate(connection: sqlite3.Connection) -> None:
         db["steps"].create_index(["line", "id"])
         db["blocked"].create(
             {"line": str, "release": str, "attempt": int, "reason": str, "text": str, "at": int, "digests": str}, pk=("line", "release")
+        )
+
+    @migrations()
+    def m0002_drift(db: Any) -> None:
+        # of sketches: whether it was ever handed to the uplink, and "src/rev", by which the server acknowledges
+        db.execute("ALTER TABLE outbox ADD COLUMN handed INTEGER NOT NULL DEFAULT 0")
+        db.execute("ALTER TABLE outbox ADD COLUMN key TEXT NOT NULL DEFAULT ''")
+        db["drift_revs"].create({"pipeline": str, "window": str, "src": int, "next": int, "at": int}, pk=("pipeline", "window", "src"))
+        db["drift_grids"].create({"grid": str, "body": bytes, "at": int}, pk="grid")
+        # one sub-window of one model version; `sent`: id of the window that it went out with
+        db.execute(
+            "CREATE TABLE drift_windows (pipeline TEXT NOT NULL, model TEXT NOT NULL, grid TEXT NOT NULL, src INTEGER NOT NULL, "
+            "w0 INTEGER NOT NULL, rows INTEGER NOT NULL, excluded INTEGER NOT NULL, flags INTEGER NOT NULL, score REAL, "
+            "sent TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (pipeline, model, grid, src, w0))"
+        )
+        db.execute("CREATE INDEX drift_windows_by_time ON drift_windows (w0)")
+        # what the device check remembers of one model version; `reference`: what it compares with
+        db.execute(
+            "CREATE TABLE drift_checks (pipeline TEXT NOT NULL, model TEXT NOT NULL, grid TEXT NOT NULL, src INTEGER NOT NULL, "
+            "state TEXT NOT NULL, reference BLOB, at INTEGER NOT NULL, PRIMARY KEY (pipeline, model, grid, src)) WITHOUT ROWID"
         )
 
     migrations.apply(sqlite_utils.Database(connection))

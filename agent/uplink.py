@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from agent.conditions import Conditions
 from agent.config import BrokerConfig
 from agent.identity import Identity
-from agent.store import OutboxRow, Store
+from agent.store import SKETCH, OutboxRow, Store
 from agent.traffic import Meter, Traffic
 from protocol.clock import Clock, to_unix_ms
 from protocol.errors import ConfigError, ConflictError, DeviceError, InvalidError, MooringError, TransferError
@@ -608,12 +608,13 @@ def _properties(packet_type: int) -> Properties:
 
 def _message_properties(stream: str, levels: tuple[str, ...], rule: StreamRule, *, seq: int | None, boot: str) -> Properties:
     properties = _properties(PacketTypes.PUBLISH)
-    properties.ContentType = "application/json"
-    properties.PayloadFormatIndicator = 1
+    is_text = stream != SKETCH
+    properties.ContentType = "application/json" if is_text else "application/cbor"
+    properties.PayloadFormatIndicator = int(is_text)
     if rule.expiry_s is not None:
         properties.MessageExpiryInterval = rule.expiry_s
     properties.UserProperty = [("schema", schema_of(stream, levels)), ("boot", boot)]
-    if seq is not None:
+    if seq is not None and is_text:  # a sketch is acknowledged by its key
         properties.UserProperty = ("seq", str(seq))
     return properties
 

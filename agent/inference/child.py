@@ -27,6 +27,8 @@ from agent.inference.messages import (
     Prediction,
     Ready,
     Rollback,
+    Sampled,
+    SampleRows,
     Snapshot,
     Stop,
     TakeTurns,
@@ -40,8 +42,8 @@ NATIVE_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signa
 #: Seconds a hung process gets to write the stacks of its threads before it is killed.
 DUMP_S = 0.5
 
-Sent = Configure | Activate | Commit | Rollback | Deactivate | Ease | TakeTurns | Snapshot | Stop
-Received = Ready | Answer | Beat | Prediction
+Sent = Configure | Activate | Commit | Rollback | Deactivate | Ease | TakeTurns | Snapshot | SampleRows | Stop
+Received = Ready | Answer | Beat | Prediction | Sampled
 
 
 @dataclass(frozen=True, slots=True)

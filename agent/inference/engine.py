@@ -15,6 +15,7 @@ from agent.inference.memory import Memory
 from agent.inference.messages import ArmOrder, Choice, LineCount
 from agent.inference.model import Inferred, Model, load_model, read_key
 from agent.inference.pictures import Inputs
+from agent.inference.rows import Glimpse, Watched
 from agent.inference.shadow_feed import Offer
 from agent.inference.turns import Turns
 from agent.sources.base import Array, Need
@@ -92,6 +93,18 @@ class Line:
         model = self._current
         return None if model is None else model.need
 
+    @property
+    def watched(self) -> Watched | None:
+        """What drift watches of the model that answers."""
+        model = self._current
+        return None if model is None else model.watched
+
+    @property
+    def watch_fault(self) -> str:
+        """Why nothing is watched of it although it came with a profile; empty: nothing is wrong."""
+        model = self._current
+        return "" if model is None else model.watch_fault
+
     def infer(
         self,
         data: Array,
@@ -102,11 +115,14 @@ class Line:
         pipeline: str = "",
         at_ms: int = 0,
         shared: Inputs | None = None,
+        glimpse: Glimpse | None = None,
     ) -> Inferred | None:
         """The answer to a frame or window, counted; None when the line has no model. `offer` hears the model's input.
 
-        `memory` is what the frames of one pipeline and session leave in a stateful model. `pipeline`, `at_ms` say whose turn it is when two
-        models share the line; a frame that the candidate fails on is the active model's. `shared`: where lines share what they make of it.
+        `glimpse` gets copies of what the active model was given and gave; a candidate in its turn leaves none. `memory` is what the frames
+        of one pipeline and session leave in a stateful model. `pipeline`, `at_ms` say whose turn it is when two models share the line; a
+        frame that the candidate fails on is the active model's. `shared`: where lines share what they make of it.
+
         Raises: BackendError, InvalidError when the model failed on it; that is counted too.
         """
         turns = self._turns
@@ -117,7 +133,7 @@ class Line:
         while (model := self._current) is not None:
             with model.lock:
                 if not model.is_closed:  # else it was swapped between the look and the lock
-                    return self._infer_on(model, data, offer, memory, session, shared=shared)
+                    return self._infer_on(model, data, offer, memory, session, shared=shared, glimpse=glimpse)
         return None
 
     def _infer_in_turn(self, turns: Turns, data: Array) -> Inferred | None:
@@ -144,11 +160,12 @@ class Line:
         *,
         mark: str = "",
         shared: Inputs | None = None,
+        glimpse: Glimpse | None = None,
     ) -> Inferred:
         started_s = self._now()
         self._marks.inferring(self.mark, mark + model.candidate)
         try:
-            answer = model.infer(data, offer=offer, memory=memory, session=session, shared=shared)
+            answer = model.infer(data, offer=offer, memory=memory, session=session, shared=shared, glimpse=glimpse)
         except (BackendError, InvalidError) as error:
             model.failed(error)
             raise

@@ -34,7 +34,8 @@ class Finding:
     """One thing that is wrong now in capture or inference; the service turns it into a declared condition."""
 
     #: source_lost, source_ended, camera_missing, decoder_fallback, sensor_gap, inference_error, predictions_lost, accelerator_fallback,
-    #: inference_down, inference_crashed, inference_hung, inference_trimmed, backend_quarantined; turns_lost, about a candidate's folder.
+    #: inference_down, inference_crashed, inference_hung, inference_trimmed, backend_quarantined, profile_invalid; turns_lost, about a
+    #: candidate's folder.
     code: str
     severity: Literal["info", "warning", "error"]
     text: str
@@ -90,6 +91,50 @@ class Prediction:
     #: Anomaly: whether the value is above the model manifest's threshold.
     is_anomaly: bool | None = None
     kind: Literal["prediction"] = "prediction"
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What was seen of a row's input: for conditions (DRIFT 1)."""
+
+    #: Gray of 255 for pictures; deviations for readings.
+    mean: float
+    deviation: float
+    #: Hexadecimal; equal inputs have equal ones.
+    hash: str
+    not_finite: int = 0
+    #: Readings outside the range that the model manifest declares.
+    out_of_range: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One row of what drift watches, from one frame or window; or why there is none."""
+
+    pipeline: str
+    line: str
+    release: str
+    #: The slot that the model was loaded from: there lies the profile with the grid.
+    folder: str
+    #: First 16 bytes of the model file's digest, and the id of the grid, hexadecimal.
+    model: str
+    grid: str
+    #: Seconds of the agent's clock since its fixed moment, which all its processes share.
+    at_s: float
+    #: Base64 of little-endian float32, one per feature of the grid; empty when there is a fault.
+    values: str
+    #: Label of the best class, or of each object that was found.
+    labels: tuple[str, ...] = ()
+    #: Height and width of the frame, pixels; None for readings.
+    size: tuple[int, int] | None = None
+    quality: Quality | None = None
+    #: "shape_mismatch: …" or "extractor_failed: …".
+    fault: str = ""
+    #: Milliseconds of processor that it took.
+    cost_ms: float = 0.0
+    #: Rows of the pipeline left out since the one before, because there was no time for them.
+    skipped: int = 0
+    kind: Literal["row"] = "row"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +199,8 @@ class PipelineCount:
     channels: dict[str, Channel] = field(default_factory=dict)
     #: What decodes the frames now, in words, e.g. "cpu: h264 640x360, sub-stream".
     decoder: str = ""
+    #: A frame is being inferred, in whichever thread.
+    is_inferring: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +307,14 @@ class Ease:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleRows:
+    """The pipelines of which rows are made from now on, with the seconds between two, of the agent's clock."""
+
+    steps: dict[str, float]
+    kind: Literal["sample_rows"] = "sample_rows"
+
+
+@dataclass(frozen=True, slots=True)
 class ArmOrder:
     """A candidate that answers on a pipeline in some of the time blocks (`agent.inference.arms`)."""
 
@@ -349,9 +404,11 @@ class Beat:
 MAX_LATENCIES = 256
 
 ToWorker = Annotated[
-    Configure | Activate | Commit | Rollback | Deactivate | Ease | TakeTurns | Snapshot | Stop, Field(discriminator="kind")
+    Configure | Activate | Commit | Rollback | Deactivate | Ease | TakeTurns | Snapshot | SampleRows | Stop, Field(discriminator="kind")
 ]
-FromWorker = Annotated[Ready | Answer | Beat | Prediction, Field(discriminator="kind")]
+FromWorker = Annotated[Ready | Answer | Beat | Prediction | Sampled, Field(discriminator="kind")]
 
-TO_WORKER: TypeAdapter[Configure | Activate | Commit | Rollback | Deactivate | Ease | TakeTurns | Snapshot | Stop] = TypeAdapter(ToWorker)
-FROM_WORKER: TypeAdapter[Ready | Answer | Beat | Prediction] = TypeAdapter(FromWorker)
+TO_WORKER: TypeAdapter[Configure | Activate | Commit | Rollback | Deactivate | Ease | TakeTurns | Snapshot | SampleRows | Stop] = (
+    TypeAdapter(ToWorker)
+)
+FROM_WORKER: TypeAdapter[Ready | Answer | Beat | Prediction | Sampled] = TypeAdapter(FromWorker)

@@ -16,6 +16,7 @@ from agent.inference.messages import Box, Choice, LineCount, ScoredLabel
 from agent.inference.needs import need_of
 from agent.inference.options import backend_options
 from agent.inference.pictures import Inputs
+from agent.inference.rows import Glimpse, find_watched
 from agent.inference.shadow_feed import Offer
 from agent.sources.base import Array
 from protocol.canonical import digest_of
@@ -143,6 +144,8 @@ class Model:
         self.candidate = str(candidate)
         self.release = manifest.release
         self.plan = plan_key(manifest)
+        #: What drift watches of it, and why nothing is although it came with a profile.
+        self.watched, self.watch_fault = find_watched(key.folder, manifest)
         #: Pixels of a frame that the model can use; None when it takes readings.
         self.need = need_of(manifest)
         #: Held while inferring and while closing: one thread at a time, and nothing closes under a running inference.
@@ -183,12 +186,14 @@ class Model:
         session: int = 0,
         size: tuple[int, int] | None = None,
         shared: Inputs | None = None,
+        glimpse: Glimpse | None = None,
     ) -> Inferred:
         """The answer; `data` is a frame, a window, or (`is_input`) what another model made of one by the same plan.
 
         `offer`: hears the model's input, while it holds. `memory`: what the pipeline's frames of this session left in a stateful model;
         without one each frame is a first. `size`: (height, width) of the frame behind an input. `shared`: where the input of a frame
-        that others infer too lies, once it is made. Raises: InferFailed; InvalidError when frame or window does not fit the input.
+        that others infer too lies, once it is made. `glimpse`: where copies are left. Raises: InferFailed; InvalidError when frame or
+        window does not fit the input.
         """
         began_s = _monotonic()
         tensor = data if is_input else self._tensor(data, shared)
@@ -209,6 +214,9 @@ class Model:
             if memory is not None:  # a state that is not finite would spoil every answer from now on
                 memory.forget()
             raise
+        if glimpse is not None and self.watched is not None:
+            readings = data if self._filler is not None else None
+            glimpse.take(self.watched, tensor, answer=answer, outputs=outputs, size=size, readings=readings)
         if memory is not None and state.carried:
             memory.keep(state, outputs)
         return self._inferred(answer)

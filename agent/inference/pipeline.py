@@ -16,6 +16,7 @@ from agent.inference.model import Sample
 from agent.inference.motion import MotionGate
 from agent.inference.preview import Previews
 from agent.inference.regions import Region
+from agent.inference.rows import RowSampler
 from agent.inference.shadow_feed import ShadowPort
 from agent.inference.tracking import Tracker
 from agent.sources.base import Need
@@ -44,6 +45,7 @@ class Pipeline:
         pace: Clock | None = None,
         shadow: ShadowPort | None = None,
         on_snapshot: Callable[[Answer], None] = lambda _: None,
+        rows: RowSampler | None = None,
     ) -> None:
         self.config = config
         self.line = line
@@ -64,6 +66,7 @@ class Pipeline:
             gate=MotionGate(config.motion) if config.motion.min_area else None,
         )
         self._previews = Previews(on_snapshot)
+        self._rows = rows
         self._source: SharedSource | None = None
         self._stop = threading.Event()
         self._is_stopped = False
@@ -86,6 +89,11 @@ class Pipeline:
     def ease(self, stride: int) -> None:
         """Infer one of so many due frames from now on."""
         self._feed.ease(stride)
+
+    def watch(self, step_s: float) -> None:
+        """Make a row of what drift watches each so many seconds; 0: none."""
+        if self._rows is not None:
+            self._rows.watch(step_s)
 
     def show(self, request: Snapshot) -> None:
         """Answer with the next frame, whatever its pace and the motion gate say, and also when there is no model."""
@@ -161,6 +169,7 @@ class Pipeline:
 
     def _infer(self, frame: Frame) -> None:
         offer = self._shadow.begin(self.config.name, frame.data)
+        glimpse = self._rows.begin() if self._rows is not None else None
         started_s = self._pace.monotonic()
         try:
             answer = self.line.infer(
@@ -171,12 +180,15 @@ class Pipeline:
                 pipeline=self.config.name,
                 at_ms=frame.at_ms,
                 shared=frame.inputs,
+                glimpse=glimpse,
             )
         except (BackendError, InvalidError) as error:
             if offer is not None:
                 offer.cancel()
             self._errors += 1
             self._fault = str(error)
+            if glimpse is not None and self._rows is not None and isinstance(error, InvalidError) and error.code == "input_mismatch":
+                self._rows.refused(self.line.watched, frame.data.shape, error)
             self._serve_previews(frame, None)
             self._buffers.finish(frame, DropReason.INFERENCE_ERROR)
             self.line.replace_failing(self._runtime)
@@ -214,7 +226,10 @@ class Pipeline:
         self._serve_previews(frame, prediction)
         if offer is not None:
             offer.finish(prediction if self._region is None else replace(prediction, boxes=answer.boxes), frame.data)
+        session = frame.session
         self._buffers.finish(frame)
+        if glimpse is not None and self._rows is not None:
+            self._rows.finish(glimpse, session=session)
 
     def _serve_previews(self, frame: Frame, prediction: Prediction | None) -> None:
         if len(self._previews):

@@ -7,7 +7,7 @@ is to blame on is read from `Marks`, and `Quarantine` says what is not to be tri
 import itertools
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,8 @@ from agent.inference.messages import (
     Prediction,
     Ready,
     Rollback,
+    Sampled,
+    SampleRows,
     Snapshot,
     Stop,
     TakeTurns,
@@ -129,12 +131,13 @@ class InferenceProcess:
         runtime: RuntimeConfig,
         clock: Clock,
         on_prediction: Callable[[Prediction], None],
+        on_row: Callable[[Sampled], None] = lambda _: None,
         timings: Timings | None = None,
         records_dir: Path | None = None,
     ) -> None:
         self._runtime = runtime
         self._clock = clock
-        self._on_prediction = on_prediction
+        self._on_prediction, self._on_row = on_prediction, on_row
         self._timings = timings or Timings()
         self._system = SystemClock()
         self._lock = threading.RLock()
@@ -146,6 +149,8 @@ class InferenceProcess:
         self._pipelines: tuple[PipelineConfig, ...] = ()
         self._active: dict[str, _Active] = {}
         self._marks: dict[str, int] = {}
+        #: Of which pipelines rows are made, and the seconds between two.
+        self._steps: dict[str, float] = {}
         #: Candidates that take turns, and per line why its candidate does not any more.
         self._arms: tuple[ArmOrder, ...] = ()
         self._lost_arms: dict[str, str] = {}
@@ -193,6 +198,17 @@ class InferenceProcess:
             self._has_work.notify_all()
             child = self._child if self._state is WorkerState.RUNNING else None
             message = self._configure_message()
+        if child is not None:
+            child.send(message)
+
+    def sample_rows(self, steps: Mapping[str, float]) -> None:
+        """Make rows of exactly these pipelines, of models that are watched; pipeline -> seconds between two of the agent's clock."""
+        with self._lock:
+            if steps == self._steps:
+                return
+            self._steps = dict(steps)
+            child = self._child if self._state is WorkerState.RUNNING else None
+            message = SampleRows(dict(steps))
         if child is not None:
             child.send(message)
 
@@ -518,6 +534,8 @@ class InferenceProcess:
         match message:
             case Prediction():
                 self._on_prediction(message)
+            case Sampled():
+                self._on_row(message)
             case Beat():
                 self._take_beat(child, message)
             case Ready():
@@ -534,6 +552,7 @@ class InferenceProcess:
             child.send(self._configure_message())
             child.send(Ease(self._easing.stride))
             child.send(self._turns_message())
+            child.send(SampleRows(dict(self._steps)))
             waiting = list(self._requests.items())
             for line, active in self._active.items():
                 number, request = next(self._request_ids), self._activation(line, active.folder)

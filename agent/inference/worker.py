@@ -40,12 +40,15 @@ from agent.inference.messages import (
     Prediction,
     Ready,
     Rollback,
+    Sampled,
+    SampleRows,
     Snapshot,
     Stop,
     TakeTurns,
 )
 from agent.inference.model import plan_key, read_key
 from agent.inference.pipeline import Pipeline
+from agent.inference.rows import RowBudget, RowSampler
 from agent.inference.shadow_feed import ShadowPort
 from agent.inference.shadow_messages import BRIEF, MAX_NOTE_BYTES
 from protocol.clock import Clock, SystemClock, from_environment
@@ -53,6 +56,8 @@ from protocol.errors import MooringError
 
 #: Predictions that wait for the control process; more are lost for telemetry and counted.
 MAX_PREDICTIONS = 1024
+#: Rows of what drift watches that wait for it likewise: some seconds of many pipelines.
+MAX_ROWS = 256
 #: Seconds for which predictions are gathered after others were sent.
 GATHER_S = 0.05
 #: Number of what nobody waits for an answer to.
@@ -67,7 +72,7 @@ _PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 class Sender:
-    """The only writer on the link: answers first, then beats when due, then predictions, of which a bounded number waits.
+    """The only writer on the link: answers first, then predictions, of which a bounded number waits, then rows, then beats when due.
 
     A prediction that comes alone is sent at once; those that follow within `GATHER_S` go together, because waking a thread for each would
     cost more than a small model does.
@@ -81,6 +86,7 @@ class Sender:
         self._condition = threading.Condition()
         self._urgent: deque[Answer | Ready] = deque()
         self._predictions: deque[Prediction] = deque()
+        self._rows: deque[Sampled] = deque()
         self._is_closing = False
         #: The writer waits for whatever comes, not for the end of a gathering.
         self._is_idle = False
@@ -102,6 +108,14 @@ class Sender:
                 self._condition.notify_all()
             return True
 
+    def add_row(self, row: Sampled) -> bool:
+        """Send with what is sent next, at the latest with a beat, when it fits the queue; returns whether it does."""
+        with self._condition:
+            if len(self._rows) >= MAX_ROWS:
+                return False
+            self._rows.append(row)
+            return True
+
     def close(self) -> None:
         """Let `run` send what waits and a last beat, then return."""
         with self._condition:
@@ -112,16 +126,16 @@ class Sender:
         """Send until closed. Raises: LinkClosedError when the control process is gone."""
         due_s = self._clock.monotonic()
         while True:
-            urgent, predictions, is_last = self._take(due_s)
-            if urgent or predictions:
-                self._link.send(*(FROM_WORKER.dump_json(message) for message in (*urgent, *predictions)))
+            urgent, others, is_last = self._take(due_s)
+            if urgent or others:
+                self._link.send(*(FROM_WORKER.dump_json(message) for message in (*urgent, *others)))
             if is_last or self._clock.monotonic() >= due_s:
                 due_s = self._clock.monotonic() + self._beat_s
                 self._link.send(FROM_WORKER.dump_json(self._make_beat()))
             if is_last:
                 return
 
-    def _take(self, due_s: float) -> tuple[list[Answer | Ready], list[Prediction], bool]:
+    def _take(self, due_s: float) -> tuple[list[Answer | Ready], list[Prediction | Sampled], bool]:
         """What is to be sent now, after waiting for it: until the next beat is due, at most."""
         with self._condition:
             gather_s = min(GATHER_S, due_s - self._clock.monotonic())
@@ -129,10 +143,12 @@ class Sender:
                 self._is_idle = not self._predictions
                 self._condition.wait_for(self._has_work, max(0.0, due_s - self._clock.monotonic()))
                 self._is_idle = False
-            urgent, predictions = list(self._urgent), list(self._predictions)
+            urgent = list(self._urgent)
+            others: list[Prediction | Sampled] = [*self._predictions, *self._rows]
             self._urgent.clear()
             self._predictions.clear()
-            return urgent, predictions, self._is_closing
+            self._rows.clear()
+            return urgent, others, self._is_closing
 
     def _is_pressing(self) -> bool:
         return bool(self._urgent or self._is_closing)
@@ -147,6 +163,9 @@ class Worker:
     def __init__(self, link: Link, marks: Marks, *, beat_s: float, clock: Clock) -> None:
         self._marks = marks
         self._monotonic = SystemClock().monotonic
+        self._clock, self._row_budget = clock, RowBudget()
+        #: Pipelines of which rows are made, with the seconds between two.
+        self._steps: dict[str, float] = {}
         self._sessions = itertools.count(1)
         self._session_lock = threading.Lock()
         self._runtime = RuntimeConfig()
@@ -164,7 +183,9 @@ class Worker:
         self._statm = Path("/proc/self/statm").open("rb", buffering=0)  # noqa: SIM115 - kept open: read twice a second
         self.sender = Sender(link, beat_s=beat_s, make_beat=self._beat)
 
-    def handle(self, message: Configure | Activate | Commit | Rollback | Deactivate | Ease | TakeTurns | Snapshot | Stop) -> bool:
+    def handle(
+        self, message: Configure | Activate | Commit | Rollback | Deactivate | Ease | TakeTurns | Snapshot | SampleRows | Stop
+    ) -> bool:
         """Do what the control process asks, slow things in a thread; returns False when this was the stop."""
         match message:
             case Configure():
@@ -195,6 +216,8 @@ class Worker:
                 self._ease(message.stride)
             case TakeTurns():
                 self._take_turns(message)
+            case SampleRows():
+                self._sample_rows(message.steps)
             case Stop():
                 return False
         return True
@@ -251,10 +274,12 @@ class Worker:
             on_prediction=self.sender.predict,
             on_snapshot=self.sender.answer,
             shadow=self._shadow,
+            rows=RowSampler(config.name, config.line, clock=self._clock, budget=self._row_budget, send=self.sender.add_row),
         )
         with self._lock:
             self._pipelines[config.name] = pipeline
             pipeline.ease(self._stride)
+            pipeline.watch(self._steps.get(config.name, 0.0))
         pipeline.start()
 
     def _ease(self, stride: int) -> None:
@@ -262,6 +287,12 @@ class Worker:
             self._stride = stride
             for pipeline in self._pipelines.values():
                 pipeline.ease(stride)
+
+    def _sample_rows(self, steps: dict[str, float]) -> None:
+        with self._lock:
+            self._steps = steps
+            for name, pipeline in self._pipelines.items():
+                pipeline.watch(steps.get(name, 0.0))
 
     def _take_turns(self, message: TakeTurns) -> None:
         orders: dict[str, list[ArmOrder]] = {}
@@ -316,6 +347,8 @@ class Worker:
             if count.asked != count.effective:
                 text = f"Asked for {count.asked}, runs on {count.effective}. {' '.join(count.refused)}".strip()
                 findings.append(Finding("accelerator_fallback", "warning", text[:1000], count.line))
+        faults = [(line.name, line.watch_fault) for line in lines if line.watch_fault]
+        findings += [Finding("profile_invalid", "warning", text[:1000], name) for name, text in faults]
         lost = [line.lost_turns for line in lines if line.lost_turns is not None]
         findings += [Finding("turns_lost", "warning", text[:1000], folder) for folder, text in lost]
         counts += [count for line in lines if (count := line.turns_count()) is not None]

@@ -1,0 +1,256 @@
+"""Rows of what drift watches, made in the inference process (DRIFT 1): at random instants, after the prediction went out, within a budget.
+
+An instant lies anywhere inside each step, so that a process of any period is seen at all its phases. What a model was given is copied
+while its lock is held, for these frames only; the numbers are made of the copies when the prediction is on its way. Work beyond its
+share of the processor is skipped, and counted.
+"""
+
+import base64
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from agent.inference.messages import Quality, Sampled
+from agent.inference.shadow_budget import CpuBudget
+from agent.sources.base import Array
+from protocol.clock import Clock, SystemClock
+from protocol.errors import InvalidError, MooringError
+from protocol.files import read_bounded
+from protocol.sketches.grid import Grid
+from protocol.sketches.profile import FILE_NAME, MAX_PROFILE_BYTES, decode_profile
+from runtime.answers import Answer
+from runtime.features import Extractor
+from runtime.manifest import ModelManifest
+
+#: Share of one core that making rows may take, all pipelines together; the rest of the 1 % of drift is the control process's.
+CPU_SHARE = 0.008
+#: Characters of a digest in hexadecimal that name a grid or a model version: 16 bytes.
+KEY_DIGITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What is watched of one loaded model, by the profile that came with it."""
+
+    manifest: ModelManifest
+    grid: Grid
+    folder: Path
+
+    @property
+    def model(self) -> str:
+        """The model version: the first 16 bytes of its file's digest, hexadecimal."""
+        return self.manifest.files[self.manifest.model_file].sha256.removeprefix("sha256:")[:KEY_DIGITS]
+
+
+def find_watched(folder: Path, manifest: ModelManifest) -> tuple[Watched | None, str]:
+    """What is watched of the slot folder's model, and why nothing is although there is a profile; without a profile neither."""
+    if FILE_NAME not in manifest.files:
+        return None, ""
+    try:
+        watched = Watched(manifest, decode_profile(read_bounded(folder / FILE_NAME, MAX_PROFILE_BYTES)).grid, folder)
+        make_extractor(watched)
+    except (OSError, MooringError) as error:
+        return None, str(error)
+    return watched, ""
+
+
+def make_extractor(watched: Watched) -> Extractor:
+    """What makes the rows of the grid's features. Raises: InvalidError when this agent does not know one of them."""
+    return Extractor(watched.manifest, [feature.name for feature in watched.grid.features])
+
+
+class Instants:
+    """A random instant inside each step; seconds of one clock that never falls. Pure, but for the dice."""
+
+    def __init__(self, step_s: float, *, now_s: float, chance: random.Random) -> None:
+        self.step_s, self._chance = step_s, chance
+        self._next_s = 0.0
+        self._draw(math.floor(now_s / step_s))
+
+    def take(self, now_s: float) -> bool:
+        """Whether the instant of this step, or of one before in which nothing came, has been reached; then the next one is drawn."""
+        if now_s < self._next_s:
+            return False
+        self._draw(math.floor(now_s / self.step_s) + 1)
+        return True
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether `take` would say yes."""
+        return now_s >= self._next_s
+
+    def _draw(self, step: int) -> None:
+        self._next_s = (step + self._chance.random()) * self.step_s
+
+
+class Glimpse:
+    """Copies of what a model was given and gave, filled by whoever holds its lock."""
+
+    def __init__(self) -> None:
+        self.watched: Watched | None = None
+        self.tensor: Array = np.empty(0, np.uint8)
+        self.readings: Array | None = None
+        self.outputs: dict[str, Array] = {}
+        self.size: tuple[int, int] | None = None
+        self.answer: Answer | None = None
+
+    def take(
+        self,
+        watched: Watched,
+        tensor: Array,
+        *,
+        answer: Answer,
+        outputs: Mapping[str, Array],
+        size: tuple[int, int] | None,
+        readings: Array | None,
+    ) -> None:
+        """Copy what holds only as long as the model's lock does."""
+        carried = {one.output for one in watched.manifest.carried}
+        self.tensor = _copied(self.tensor, tensor)
+        self.outputs = {name: np.array(values) for name, values in outputs.items() if name not in carried}
+        self.readings = None if readings is None else np.array(readings)
+        self.watched, self.answer, self.size = watched, answer, size
+
+
+class RowBudget:
+    """The processor time that all pipelines of this process may spend on rows; seconds of system time."""
+
+    def __init__(self, share: float = CPU_SHARE) -> None:
+        self._now = SystemClock().monotonic
+        self._lock = threading.Lock()
+        self._budget = CpuBudget(share, now_s=self._now())
+
+    def is_open(self) -> bool:
+        """Whether a row may be made."""
+        with self._lock:
+            return self._budget.is_open(self._now())
+
+    def pay(self, cpu_s: float) -> None:
+        """Take what a row took."""
+        with self._lock:
+            self._budget.pay(cpu_s, self._now())
+
+
+class RowSampler:
+    """The rows of one pipeline; used by its inference thread, but for `watch`."""
+
+    def __init__(
+        self,
+        pipeline: str,
+        line: str,
+        *,
+        clock: Clock,
+        budget: RowBudget,
+        send: Callable[[Sampled], bool],
+        chance: random.Random | None = None,
+    ) -> None:
+        self._pipeline, self._line, self._clock, self._budget, self._send = pipeline, line, clock, budget, send
+        self._chance = chance or random.Random()  # noqa: S311 - seeded by the system, anew in each process; guards nothing
+        #: Replaced as a whole; None: nothing is watched.
+        self._instants: Instants | None = None
+        self._glimpse = Glimpse()
+        self._watched: Watched | None = None
+        self._extractor: Extractor | None = None
+        self._session = -1
+        self._skipped = 0
+
+    def watch(self, step_s: float) -> None:
+        """Make a row each so many seconds of the agent's clock; 0: none."""
+        before = self._instants
+        if before is None or before.step_s != step_s:
+            self._instants = Instants(step_s, now_s=self._clock.monotonic(), chance=self._chance) if step_s > 0 else None
+
+    def begin(self) -> Glimpse | None:
+        """Where the next inference leaves copies; None when its frame is not to be a row."""
+        instants = self._instants
+        if instants is None or not instants.is_due(self._clock.monotonic()):
+            return None
+        if not self._budget.is_open():
+            instants.take(self._clock.monotonic())
+            self._skipped += 1
+            return None
+        self._glimpse.watched = None
+        return self._glimpse
+
+    def finish(self, glimpse: Glimpse, *, session: int) -> None:
+        """Make the row of what the inference left, if its model is watched, and send it."""
+        watched, answer = glimpse.watched, glimpse.answer
+        if watched is None or answer is None:
+            return
+        began_s = time.thread_time()
+        extractor = self._extractor_of(watched, session)
+        try:
+            values = extractor.row(glimpse.tensor, answer, outputs=glimpse.outputs, size=glimpse.size, readings=glimpse.readings)
+            labels, fault, data = extractor.labels, "", base64.b64encode(values.astype("<f4").tobytes()).decode()
+        except Exception as error:  # noqa: BLE001 - inference goes on whatever a number does; control counts it as `extractor_failed`
+            labels, fault, data = (), f"extractor_failed: {error!r}"[:500], ""
+        self._tell(watched, glimpse.size, extractor, data=data, labels=labels, fault=fault, began_s=began_s)
+
+    def refused(self, watched: Watched | None, shape: tuple[int, ...], error: InvalidError) -> None:
+        """A frame of that shape did not fit the model: told in place of a row."""
+        if watched is not None:
+            size = (shape[0], shape[1]) if len(shape) == 3 else None
+            self._tell(watched, size, None, fault=f"shape_mismatch: {error.message}"[:500], began_s=time.thread_time())
+
+    def _extractor_of(self, watched: Watched, session: int) -> Extractor:
+        if self._extractor is None or self._watched is not watched:
+            self._watched, self._extractor = watched, make_extractor(watched)
+        elif self._session != session:
+            self._extractor.forget()
+        self._session = session
+        return self._extractor
+
+    def _tell(
+        self,
+        watched: Watched,
+        size: tuple[int, int] | None,
+        extractor: Extractor | None,
+        *,
+        data: str = "",
+        labels: tuple[str, ...] = (),
+        fault: str,
+        began_s: float,
+    ) -> None:
+        now_s = self._clock.monotonic()
+        if self._instants is not None:
+            self._instants.take(now_s)
+        cost_s = time.thread_time() - began_s
+        self._budget.pay(cost_s)
+        seen = None if extractor is None else extractor.quality
+        quality = None
+        if seen is not None:
+            quality = Quality(seen.mean, seen.deviation, f"{seen.hash:x}", seen.not_finite, seen.out_of_range)
+        skipped, self._skipped = self._skipped, 0
+        is_sent = self._send(
+            Sampled(
+                pipeline=self._pipeline,
+                line=self._line,
+                release=watched.manifest.release,
+                folder=str(watched.folder),
+                model=watched.model,
+                grid=watched.grid.grid_id.hex(),
+                at_s=now_s,
+                values=data,
+                labels=labels,
+                size=size,
+                quality=quality,
+                fault=fault,
+                cost_ms=round(cost_s * 1000.0, 3),
+                skipped=skipped,
+            )
+        )
+        if not is_sent:
+            self._skipped += skipped + 1
+
+
+def _copied(target: Array, source: Array) -> Array:
+    """The source's values, in the target's memory when it fits."""
+    if target.shape != source.shape or target.dtype != source.dtype:
+        return np.array(source)
+    np.copyto(target, source)
+    return target
