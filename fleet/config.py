@@ -121,6 +121,21 @@ class DeltasConfig(_Section):
     cpu_percent: int = Field(50, ge=1, le=100, description="percent of one core that encoding takes in the long run")
 
 
+class MailConfig(_Section):
+    """The mail server that alerts to people are handed to; without a host nobody gets mail."""
+
+    host: str = Field("", description="name of the mail server; empty: no mail")
+    port: Port = Field(587, description="TCP port; 587 goes with starttls, 465 with tls")
+    encryption: Literal["starttls", "tls", "none"] = Field(
+        "starttls", description="starttls, tls, or none for a relay on this machine; a server that does not offer it gets no mail"
+    )
+    sender: str = Field("", description="address that mail comes from")
+    user: str = Field("", description="login at the mail server; empty: none")
+    password_file: Path | None = Field(
+        None, description="file with the password, read when mail is sent; it stays out of settings and logs"
+    )
+
+
 class FleetConfig(_Section):
     """All settings of one server process."""
 
@@ -138,6 +153,7 @@ class FleetConfig(_Section):
     pki: PkiConfig = PkiConfig()
     limits: LimitsConfig = LimitsConfig()
     deltas: DeltasConfig = DeltasConfig()
+    mail: MailConfig = MailConfig()
 
     @property
     def effective_database_url(self) -> str:
@@ -301,6 +317,15 @@ def _check_together(config: FleetConfig) -> None:
         raise ConfigError(
             f"console.host = {console.host!r} without TLS would send passwords in the clear.",
             hint="Set console.tls_certificate and console.tls_key, or keep 127.0.0.1 behind a TLS proxy.",
+        )
+    mail = config.mail
+    if mail.host and not mail.sender:
+        raise ConfigError("mail.host is set and mail.sender is not.", hint="Set the address that mail comes from.")
+    if bool(mail.user) != (mail.password_file is not None):
+        raise ConfigError("mail.user and mail.password_file go together; one is missing.", hint="Set both or none.")
+    if mail.host and mail.encryption == "none" and mail.host not in {"127.0.0.1", "::1", "localhost"}:
+        raise ConfigError(
+            f"mail.host = {mail.host!r} without TLS would send mail and password in the clear.", hint="Wanted: starttls or tls."
         )
     if config.broker.url and urlsplit(config.broker.url).scheme not in {"mqtts", "wss"}:
         raise ConfigError(

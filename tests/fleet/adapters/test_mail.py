@@ -1,0 +1,101 @@
+"""Mail over a real server: TLS, login, what is refused, and what devices named stays in its line."""
+
+import ssl
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from simulators.identities import Authority
+from simulators.smtp import smtp_server
+
+from fleet.adapters import mail
+from fleet.adapters.mail import Encryption, MailServer
+from fleet.monitoring.alerts.model import Alert, Target, TargetKind
+from protocol.errors import ConfigError, TransferError
+from protocol.ids import DEFAULT_TENANT
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+ALERT = Alert("a-1", "mooring.alarm.raised.v1", "alarm/x", NOW, "Drift on cam-1", "Bild dunkler – seit 14:10.", "error")
+TARGET = Target(DEFAULT_TENANT, "people", TargetKind.MAIL, "maria@example.org,ola@example.org")
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def files(authority):
+    return authority.issue("localhost", is_server=True)
+
+
+@pytest.fixture(scope="module")
+def trust(authority) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(authority.ca_file))
+
+
+def send(server, encryption: Encryption, *, trust=None, user: str = "", password: str = "", alert: Alert = ALERT) -> None:
+    settings = MailServer("localhost", server.port, encryption, "mooring@example.org", user, lambda: password)
+    message = mail.message_of(alert, TARGET, sender=settings.sender, console_url="https://mooring.example", now=NOW)
+    mail.deliver(settings, TARGET, message, trust=trust)
+
+
+def test_a_mail_arrives_over_starttls_after_a_login(files, trust):
+    with smtp_server(files=files, login="mooring:s3cret") as server:
+        send(server, Encryption.STARTTLS, trust=trust, user="mooring", password="s3cret")
+    [got] = server.mails
+    assert (got["Subject"], got["To"], got["From"]) == (
+        "[Mooring] Drift on cam-1",
+        "maria@example.org, ola@example.org",
+        "mooring@example.org",
+    )
+    assert got["Message-ID"] == "<a-1.people@mooring>"
+    text = got.get_content()
+    assert "Bild dunkler – seit 14:10." in text
+    assert "https://mooring.example/alarms" in text
+    assert (server.recipients, server.was_encrypted) == ([["maria@example.org", "ola@example.org"]], [True])
+
+
+def test_a_mail_arrives_over_tls_from_the_first_byte(files, trust):
+    with smtp_server(files=files, is_tls=True) as server:
+        send(server, Encryption.TLS, trust=trust)
+    assert server.was_encrypted == [True]
+
+
+def test_a_server_that_offers_no_tls_gets_no_mail(trust):
+    with smtp_server() as server, pytest.raises(TransferError, match="did not take the mail"):
+        send(server, Encryption.STARTTLS, trust=trust)
+    assert server.mails == []
+
+
+def test_a_server_that_is_not_trusted_gets_no_mail(files):
+    with smtp_server(files=files) as server, pytest.raises(TransferError, match="SSLCertVerificationError"):
+        send(server, Encryption.STARTTLS)
+    assert server.mails == []
+
+
+def test_a_wrong_login_is_told_without_the_password(files, trust):
+    with smtp_server(files=files, login="mooring:right") as server, pytest.raises(TransferError, match="login of mooring") as caught:
+        send(server, Encryption.STARTTLS, trust=trust, user="mooring", password="wrong-one")
+    assert "wrong-one" not in f"{caught.value}{caught.value.__cause__}"
+
+
+@pytest.mark.parametrize(("how", "text"), [({"verdict": 451}, "451"), ({"refuses": ("ola@example.org",)}, "1 of the addresses")])
+def test_what_the_server_does_not_take_is_tried_again(how, text):
+    with smtp_server(**how) as server, pytest.raises(TransferError, match=text):
+        send(server, Encryption.NONE)
+
+
+def test_what_a_device_named_stays_in_its_line():
+    with smtp_server() as server:
+        send(server, Encryption.NONE, alert=replace(ALERT, title="x\r\nBcc: eve@example.org\r\n\r\nhello", text=".\r\nQUIT\r\n..ende"))
+    [got] = server.mails
+    assert got["Bcc"] is None
+    assert "Bcc" in got["Subject"]
+    assert server.recipients == [["maria@example.org", "ola@example.org"]]
+    assert ".\r\nQUIT\r\n..ende" in got.get_content()
+
+
+def test_without_a_mail_server_the_setting_is_named():
+    with pytest.raises(ConfigError, match=r"mail\.host"):
+        mail.deliver(None, TARGET, mail.message_of(ALERT, TARGET, sender="a@b", console_url="", now=NOW))
