@@ -377,6 +377,26 @@ class BudgetConfig(_Section):
     writes_per_day_mb: Annotated[float, Field(ge=0, le=2**30)] = 0.0
 
 
+class DriftConfig(_Section):
+    """What is watched of models whose release brings a reference profile (docs/drift-on-the-device.md); without one nothing is."""
+
+    enabled: bool = True
+    #: Seconds between two rows; None: as the profile says, and longer on a device that is too slow for that. A change: a new reference.
+    step_s: Literal[1, 2, 4, 8] | None = None
+    #: False alarms that are allowed per year of this device; the fewer, the later a true one comes. The server's word wins.
+    false_alarms_per_year: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
+    #: Who judges: this device, also offline, or the server by what this device sends it.
+    check: Literal["device", "server"] = "device"
+    #: The place has no day and night, no weather: windows depend on each other for 6 hours, not for a day.
+    indoor: bool = False
+    #: Pipelines whose alarm somebody took.
+    acknowledged: Annotated[tuple[Name, ...], Field(max_length=64)] = ()
+    #: Per pipeline the moment, Unix ms, from which on what is seen is the new normal.
+    rebaselined: Annotated[dict[Name, Annotated[int, Field(ge=0, le=2**53 - 1)]], Field(max_length=64)] = {}
+    #: Per pipeline a reference learned elsewhere, base64, used until this device has one of its own; of another model it is left alone.
+    references: Annotated[dict[Name, Annotated[str, StringConstraints(max_length=100_000)]], Field(max_length=64)] = {}
+
+
 class ConfigurationConfig(_Section):
     """How signed configuration is tried (seconds of the agent's clock)."""
 
@@ -405,6 +425,7 @@ class AgentConfig(_Section):
     configuration: ConfigurationConfig = ConfigurationConfig()
     serving: ServingConfig = ServingConfig()
     budget: BudgetConfig = BudgetConfig()
+    drift: DriftConfig = DriftConfig()
     #: Used until the server's desired config brings pipelines; then those win.
     pipelines: Annotated[tuple[PipelineConfig, ...], Field(max_length=64)] = ()
 
@@ -507,6 +528,17 @@ class DesiredTelemetry(_Section):
     sys_s: Annotated[float, Field(ge=1, le=3600)] | None = None
 
 
+class DesiredDrift(_Section):
+    """As `DriftConfig`; None: the server does not say."""
+
+    false_alarms_per_year: Annotated[float, Field(ge=0.001, le=1000)] | None = None
+    check: Literal["device", "server"] | None = None
+    indoor: bool | None = None
+    acknowledged: Annotated[tuple[Name, ...], Field(max_length=64)] | None = None
+    rebaselined: Annotated[dict[Name, Annotated[int, Field(ge=0, le=2**53 - 1)]], Field(max_length=64)] | None = None
+    references: Annotated[dict[Name, Annotated[str, StringConstraints(max_length=100_000)]], Field(max_length=64)] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class DesiredConfig:
     """The part of a desired config that could be understood; None: the server does not say."""
@@ -514,6 +546,7 @@ class DesiredConfig:
     pipelines: tuple[PipelineConfig, ...] | None = None
     telemetry: DesiredTelemetry = field(default_factory=DesiredTelemetry)
     update: DesiredUpdate = field(default_factory=DesiredUpdate)
+    drift: DesiredDrift = field(default_factory=DesiredDrift)
     #: Name -> sealed text; opened by `protocol.sealed`.
     secrets: Mapping[str, str] = field(default_factory=dict)
 
@@ -525,26 +558,28 @@ _MAX_PIPELINES = 64
 def parse_desired(config: Mapping[str, Any]) -> tuple[DesiredConfig, dict[str, str]]:
     """What of the desired config can be applied, and per key that cannot: why (secrets are never repeated there)."""
     errors: dict[str, str] = {}
-    known = {"pipelines", "telemetry", "update", "secrets"}
+    known = {"pipelines", "telemetry", "update", "drift", "secrets"}
     for key in config.keys() - known:
         errors[key[:200]] = f"unknown key; wanted one of {', '.join(sorted(known))}"
     pipelines = None if "pipelines" not in config else _parse_pipelines(config["pipelines"], errors)
     telemetry = _parse_part(DesiredTelemetry, "telemetry", config, errors)
     update = _parse_part(DesiredUpdate, "update", config, errors)
+    drift = _parse_part(DesiredDrift, "drift", config, errors)
     secrets: dict[str, str] = {}
     try:
         secrets = _SECRETS.validate_python(config.get("secrets") or {})
     except ValidationError:
         errors["secrets"] = "not an object of names and sealed texts"
-    return DesiredConfig(pipelines, telemetry, update, secrets), errors
+    return DesiredConfig(pipelines, telemetry, update, drift, secrets), errors
 
 
 def effective_config(local: AgentConfig, desired: DesiredConfig) -> AgentConfig:
     """The settings in force: the local ones, changed by what the server wishes."""
     telemetry = local.telemetry.model_copy(update=desired.telemetry.model_dump(exclude_none=True))
     update = local.update.model_copy(update=desired.update.model_dump(exclude_none=True))
+    drift = local.drift.model_copy(update=desired.drift.model_dump(exclude_none=True))
     pipelines = local.pipelines if desired.pipelines is None else desired.pipelines
-    return local.model_copy(update={"telemetry": telemetry, "update": update, "pipelines": pipelines})
+    return local.model_copy(update={"telemetry": telemetry, "update": update, "drift": drift, "pipelines": pipelines})
 
 
 #: What of a section may be laid over from afar, named once in `protocol.configuration`.

@@ -203,6 +203,72 @@ class ModelState(Envelope):
     history: list["UpdateStep"] = Field(default_factory=list, max_length=64)
 
 
+class DriftFeature(Wire):
+    """One feature's part in a drift score."""
+
+    name: ShortText
+    #: Of T²; the parts of all features sum to 1, single ones may be below 0.
+    share: Annotated[float, Field(ge=-1e9, le=1e9)]
+
+
+class DriftPipeline(Wire):
+    """How the model version that runs on one pipeline stands against the device's own reference."""
+
+    pipeline: Name
+    line: Name
+    release: Version | None = None
+    #: First 16 bytes of the model file's digest, and the id of its grid, hexadecimal; empty: the release has no reference profile.
+    model: ShortText = ""
+    grid: ShortText = ""
+    #: raised: the device's own check crossed its threshold; the server verifies that.
+    state: Literal["ok", "raised", "acknowledged"] = "ok"
+    #: off, none (no reference profile came with the release), collecting, provisional, calibrated.
+    grade: ShortText = "none"
+    #: Complete days that the reference has, or has so far.
+    days: Count = 0
+    #: Of the device's reference, hexadecimal; empty: it has none.
+    reference: ShortText = ""
+    step_s: Count = 0
+    #: T² of the latest sub-window that was judged, its tail probability, and what the evidence is now against what raises.
+    score: float | None = None
+    p: Annotated[float, Field(ge=0, le=1)] | None = None
+    evidence: float = 0.0
+    threshold: float | None = None
+    #: Start of the sub-window that crossed.
+    raised_at: UnixMs | None = None
+    #: Those with the largest part in the score that crossed, else in the latest one.
+    features: list[DriftFeature] = Field(default_factory=list, max_length=8)
+    #: Rows that were lost or skipped since the agent started: a crash, no time, no room.
+    lost: Count = 0
+
+
+class Drift(Envelope):
+    """`drift`: what the device's own check says; the server decides."""
+
+    #: The worst of the pipelines.
+    state: Literal["ok", "raised", "acknowledged"] = "ok"
+    #: Who judges: twin setting `drift.check`.
+    check: Literal["device", "server"] = "device"
+    pipelines: list[DriftPipeline] = Field(default_factory=list, max_length=64)
+
+
+#: CloudEvents type of the event with which a device sends its own reference, once; `data` is a `ReferenceLearned`.
+REFERENCE_LEARNED = "mooring.drift.reference.v1"
+
+
+class ReferenceLearned(Wire):
+    """`data` of the event `REFERENCE_LEARNED`."""
+
+    pipeline: Name
+    line: Name
+    model: ShortText
+    grid: ShortText
+    reference: ShortText
+    grade: ShortText
+    #: Base64 of what protocol.sketches.reference encodes.
+    body: Annotated[str, StringConstraints(max_length=100_000)]
+
+
 class UpdateStep(Wire):
     """One arrow the update machine went."""
 
