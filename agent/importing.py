@@ -2,7 +2,8 @@
 
 One import at a time, on a thread of its own: the control socket answers meanwhile. The check runs in the same short-lived child as a
 look at the server, copies what is needed, and ends; from then on the machine goes its usual way. When the lines that it was about are
-done, and when the stick is imported again, the device's version reports are written to `reports/{device}.json` on it.
+done, and when the stick is imported again, the device's version reports are written to `reports/{device}.json` on it, by a child too:
+this process never touches a stick, so that one which hangs holds nothing up.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -20,14 +21,14 @@ from typing import Any
 from agent.identity import Identity
 from agent.reporting import Reporter
 from agent.update.assignment import CheckAnswer
-from agent.update.bundle import Bundle, open_bundle
+from agent.update.bundle import Bundle, forget_copies, open_bundle
 from agent.update.machine import UpdateMachine
 from agent.update.poller import Poller
-from protocol.bundle import REPORTS, REPORTS_FORMAT, BundleIndex, ReportFile, read_bundle_index, report_name, write_document
+from agent.update.stick import command_of, write_reports
+from protocol.bundle import REPORTS_FORMAT, BundleIndex, ReportFile, read_bundle_index, write_document
 from protocol.clock import Clock
 from protocol.errors import ConflictError, InvalidError, MooringError
-from protocol.folders import UntrustedFolder
-from protocol.ids import LineName
+from protocol.ids import DeviceId, LineName
 
 __all__ = ["Bundle", "BundleIndex", "ImportState", "Importer", "open_bundle", "read_bundle_index", "sole_use"]
 
@@ -39,6 +40,11 @@ LOOK_S = 0.25
 LOCK_NAME = "agent.lock"
 #: Seconds of system time that an import waits for an agent that has just started.
 READY_TIMEOUT_S = 120.0
+#: Longest wait for the import's threads when the agent ends, real seconds: their children are killed by then.
+STOP_TIMEOUT_S = 10.0
+
+#: Puts a document onto the stick in the folder as the reports of the device. Raises: OSError, MooringError.
+Writer = Callable[[Path, DeviceId, bytes], None]
 
 
 @contextlib.contextmanager
@@ -96,15 +102,25 @@ class Importer:
     """Imports sticks into a running agent, or into one that is about to run."""
 
     def __init__(
-        self, *, identity: Identity, poller: Poller, machine: UpdateMachine, reporter: Reporter, clock: Clock, stop: threading.Event
+        self,
+        *,
+        identity: Identity,
+        poller: Poller,
+        machine: UpdateMachine,
+        reporter: Reporter,
+        clock: Clock,
+        stop: threading.Event,
+        write: Writer | None = None,
     ) -> None:
         self._identity, self._poller, self._machine, self._reporter = identity, poller, machine, reporter
         self._clock, self._stop = clock, stop
+        self._write: Writer = self._write_in_child if write is None else write
+        #: Guards the state and the turn; nobody reads or writes a stick while he holds it.
         self._lock = threading.Lock()
         self._state = ImportState()
         #: Counts imports: one that was followed by another writes nothing more.
         self._turn = 0
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     def start(self, folder: str) -> dict[str, Any]:
         """Begin with the stick in this folder; `status` tells how it goes. Raises: InvalidError; ConflictError: another is being read."""
@@ -118,36 +134,50 @@ class Importer:
                 )
             self._state = ImportState(folder, ImportPhase.READING)
             self._turn += 1
-            self._thread = threading.Thread(target=self._run, args=(path, self._turn), name="import", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, args=(path, self._turn), name="import", daemon=True)
+            self._threads = [*(one for one in self._threads if one.is_alive()), thread]
+            thread.start()
         return self.status()
 
     def status(self) -> dict[str, Any]:
         """How far the last import is."""
         return asdict(self._state)
 
-    def join(self) -> None:
-        """Wait for the thread, after `stop` was set."""
-        if self._thread is not None:
-            self._thread.join()
+    def join(self, timeout_s: float = STOP_TIMEOUT_S) -> bool:
+        """Wait for the threads, after `stop` was set, so many real seconds at most; returns whether all have ended."""
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        left = [thread for thread in self._threads if thread.is_alive()]
+        if left:
+            log.warning("import.left-behind folder=%s threads=%d", self._state.folder, len(left))
+        return not left
 
     def take(self, folder: Path) -> ImportState:
         """Verify the stick, copy what it assigns, hand it to the machine, and write what can be reported now."""
-        self._state = replace(self._state, folder=str(folder))
+        return self._take(folder, self._turn)
+
+    def tidy(self) -> None:
+        """Remove copies that an import which was killed did not finish; nobody imports meanwhile."""
+        forget_copies(self._poller.state_dir)
+
+    def _take(self, folder: Path, turn: int) -> ImportState:
+        state = ImportState(str(folder), ImportPhase.READING)
         try:
             answer = self._check(folder)
         except MooringError as failure:  # signed and whole; this device could not keep all that it assigns
-            return self._failed(failure.code, str(failure), folder)
+            return self._failed(state, turn, failure.code, str(failure))
         if answer is None:
-            return self._failed("not-ready", "The runtimes of this device are still being tried; import again in a while.", folder)
+            text = "The runtimes of this device are still being tried; import again in a while."
+            return self._failed(state, turn, "not-ready", text)
         if answer.error is not None or answer.assignment is None:
             error = answer.error
-            return self._failed(error.code if error else "check_failed", error.text if error else "No answer.", folder)
+            return self._failed(state, turn, error.code if error else "check_failed", error.text if error else "No answer.")
         releases = tuple((line.line, line.release) for line in answer.assignment.lines)
         log.info("import.taken folder=%s releases=%s", folder, releases)
         text = "" if releases else "The stick assigns nothing to this device."
-        self._state = replace(self._state, phase=ImportPhase.UPDATING, releases=releases, text=text)
-        return self._report(folder)
+        state = self._show(turn, replace(state, phase=ImportPhase.UPDATING, releases=releases, text=text))
+        return self._show(turn, self._report(state, folder))
 
     def _check(self, folder: Path) -> CheckAnswer | None:
         """The child's answer; an agent that has just started first learns what it can run."""
@@ -158,33 +188,39 @@ class Importer:
 
     def _run(self, folder: Path, turn: int) -> None:
         """On the import's own thread."""
-        state = self.take(folder)
+        state = self._take(folder, turn)
         if state.phase is not ImportPhase.UPDATING:
             return
         while turn == self._turn and not self._stop.is_set() and self._is_open(state):
             self._stop.wait(LOOK_S)
-        with self._lock:
-            if turn == self._turn and not self._stop.is_set():
-                self._state = replace(self._report(folder), phase=ImportPhase.DONE)
+        if turn == self._turn and not self._stop.is_set():
+            self._show(turn, replace(self._report(state, folder), phase=ImportPhase.DONE))
 
     def _is_open(self, state: ImportState) -> bool:
         return any(self._machine.is_open(LineName(line)) for line, _ in state.releases)
 
-    def _failed(self, code: str, text: str, folder: Path) -> ImportState:
-        log.warning("import.refused folder=%s code=%s text=%s", folder, code, text)
-        self._state = replace(self._state, phase=ImportPhase.FAILED, code=code, text=text)
-        return self._state
+    def _show(self, turn: int, state: ImportState) -> ImportState:
+        """Let `status` tell this, unless another import began meanwhile; returns it."""
+        with self._lock:
+            if turn == self._turn:
+                self._state = state
+        return state
 
-    def _report(self, folder: Path) -> ImportState:
+    def _failed(self, state: ImportState, turn: int, code: str, text: str) -> ImportState:
+        log.warning("import.refused folder=%s code=%s text=%s", state.folder, code, text)
+        return self._show(turn, replace(state, phase=ImportPhase.FAILED, code=code, text=text))
+
+    def _report(self, state: ImportState, folder: Path) -> ImportState:
         """Write the newest report of every line to the stick; one that cannot be written is told, and no failure of the import."""
         device = self._identity.device
         try:
             envelopes = tuple(self._reporter.sign(line) for line in self._machine.lines() or [LineName("")])
             document = write_document(ReportFile(format=REPORTS_FORMAT, device=device, reports=envelopes))
-            with UntrustedFolder(folder) as stick:
-                stick.write(REPORTS, report_name(device), data=document)
-            self._state = replace(self._state, is_reported=True)
+            self._write(folder, device, document)
         except (OSError, MooringError) as error:
-            text = f"{self._state.text} The report could not be written to the stick: {error}".strip()
-            self._state = replace(self._state, text=text[:2000], is_reported=False)
-        return self._state
+            text = f"The report could not be written to the stick: {error}"
+            return replace(state, text=f"{state.text} {text}".strip()[:2000], is_reported=False)
+        return replace(state, is_reported=True)
+
+    def _write_in_child(self, folder: Path, device: DeviceId, document: bytes) -> None:
+        write_reports(command_of(folder, device), document, stop=self._stop)

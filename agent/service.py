@@ -50,7 +50,7 @@ from agent.update.installers import ModelInstaller
 from agent.update.journal import JournalStore
 from agent.update.machine import UpdateMachine
 from agent.update.policy import Consents, UpdatePolicy
-from agent.update.poller import CheckState, Poller
+from agent.update.poller import CheckState, Poller, run_child, run_stick_child
 from agent.update.probe import ProbeRules
 from agent.update.site_time import SiteTime
 from agent.uplink import Inbox, Uplink
@@ -198,6 +198,9 @@ class Service:
                 self.serving.start()
                 stack.callback(self.serving.stop)
             stack.callback(self._end_threads)
+            if self._joined is not None:
+                with suppress(OSError):  # of the disk, which the update machine meets and tells
+                    self._joined.importer.tidy()
             self._start("update", self.machine.run)
             self._start("candidates", self.candidates.machine.run)
             self._start("probe", self._learn_runtimes)
@@ -728,6 +731,8 @@ class Service:
             on_signed_time=self._site_time.hear,
             take_configuration=self._take_configuration,
             take_candidates=self.candidates.offer,
+            ask=partial(run_child, stop=self._stop),
+            ask_stick=partial(run_stick_child, stop=self._stop),
         )
         reporter = Reporter(
             identity=identity,
@@ -777,6 +782,6 @@ class Service:
         if self._joined is not None:
             self._joined.poller.hint()
             self._joined.reporter.request("")
-            self._joined.importer.join()
+            self._joined.importer.join()  # not for ever: a stick may hang
         for thread in self._threads:
             thread.join()

@@ -5,7 +5,9 @@ Devices and pipes are not opened for long: what is no plain file is refused befo
 
 import contextlib
 import errno
+import itertools
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -18,6 +20,9 @@ from protocol.files import CHUNK_BYTES
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # a pipe would block the open itself, a terminal would become ours
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_UNFINISHED = re.compile(r"\.[0-9a-f]{12}\.tmp")
+#: Names in a folder that are looked through for what was left unfinished.
+_MAX_NAMES = 10_000
 #: What the system says of a name that is a link, or no folder.
 _NOT_PLAIN = {errno.ELOOP, errno.ENOTDIR, errno.ENXIO}
 
@@ -80,9 +85,13 @@ class UntrustedFolder:
             return []
 
     def write(self, *names: str, data: bytes) -> None:
-        """Make the file hold the bytes, durably, under this very name; folders are made. Raises: InvalidError; OSError."""
+        """Make the file hold the bytes, durably, under this very name; folders are made. Raises: InvalidError; OSError.
+
+        What a writer that was killed left unfinished beside it goes.
+        """
         *parents, name = (_single(one) for one in names)
         with self._folder(*parents, make=True) as folder:
+            _forget_unfinished(folder)
             temporary = f".{secrets.token_hex(6)}.tmp"
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=folder)
             try:
@@ -130,6 +139,14 @@ class UntrustedFolder:
             if error.errno in _NOT_PLAIN:
                 raise InvalidError(f"{'/'.join(names)} on {self._path} is a link or no plain file.", code="not-plain") from None
             raise
+
+
+def _forget_unfinished(folder: int) -> None:
+    with os.scandir(folder) as entries:
+        left = [entry.name for entry in itertools.islice(entries, _MAX_NAMES) if _UNFINISHED.fullmatch(entry.name)]
+    for name in left:
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=folder)
 
 
 def _single(name: str) -> str:

@@ -152,6 +152,7 @@ def bring(bundle: Bundle, assignment: Assignment, state_dir: Path) -> int:
     """
     slots, copied = Slots(state_dir / "slots"), 0
     try:
+        forget_copies(state_dir)
         for offers, name in ((assignment.lines, DOWNLOADS), (assignment.candidates, CANDIDATE_DOWNLOADS)):
             copied += _bring_files(bundle, offers, slots, state_dir / name)
         if assignment.configuration is not None:
@@ -162,10 +163,15 @@ def bring(bundle: Bundle, assignment: Assignment, state_dir: Path) -> int:
     return copied
 
 
+def forget_copies(state_dir: Path) -> None:
+    """Remove what a child that was killed while it copied left unfinished. Raises: OSError."""
+    for name in (DOWNLOADS, CANDIDATE_DOWNLOADS, IMPORTED):
+        for left in (state_dir / name).glob(f"*{_COPYING}"):
+            left.unlink(missing_ok=True)
+
+
 def _bring_files(bundle: Bundle, offers: Sequence[LineOffer], slots: Slots, downloads: Path) -> int:
     downloads.mkdir(parents=True, exist_ok=True)
-    for left in downloads.glob(f"*{_COPYING}"):
-        left.unlink(missing_ok=True)
     wanted = {digest: length for line in offers for digest, length in _wanted(bundle, line, slots, downloads).items()}
     _check_room(downloads, sum(wanted.values()))
     for digest, length in wanted.items():

@@ -1,20 +1,16 @@
 """When the device looks for an update, and what it does with the child's answer: one thread, one short-lived child per look."""
 
-import contextlib
 import hashlib
 import json
 import math
-import os
 import random
-import signal
-import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from agent.children import child_environment
+from agent.children import run_bounded
 from agent.configuration import ConfigurationOffer
 from agent.update.assignment import MAX_DOCUMENT_BYTES, Assignment, CheckAnswer, CheckError, parse_answer
 from agent.update.check import CheckWish, command_of
@@ -48,35 +44,28 @@ class CheckState:
     checks: int = 0
 
 
-def run_child(command: list[str], *, timeout_s: float = CHILD_TIMEOUT_S, limit: int = MAX_DOCUMENT_BYTES) -> CheckAnswer:
-    """The answer of one check child; a child that hangs, floods or dies becomes an error in the answer."""
+def run_child(
+    command: list[str], *, timeout_s: float = CHILD_TIMEOUT_S, limit: int = MAX_DOCUMENT_BYTES, stop: threading.Event | None = None
+) -> CheckAnswer:
+    """The answer of one check child; a child that hangs, floods or dies, or is ended with the agent, becomes an error in the answer."""
     try:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=child_environment())
+        end = run_bounded(command, timeout_s=timeout_s, limit=limit, stop=stop)
     except OSError as error:
         return _child_error("check_failed", f"The update check could not be started: {error}.")
-    timer = threading.Timer(timeout_s, _kill, args=(child,))
-    timer.start()
-    try:
-        assert child.stdout is not None  # noqa: S101 - PIPE was asked for
-        document = child.stdout.read(limit + 1)
-    finally:
-        timer.cancel()
-        _kill(child)
-        if child.stdout is not None:
-            child.stdout.close()
-        status = child.wait()
-    if not document:
-        what = "ended it after its time" if status == -signal.SIGKILL else f"it ended with status {status}"
+    if end.is_stopped:
+        return _child_error("check_failed", "The update check was ended, for the agent ends.")
+    if not end.output or end.is_overdue:
+        what = "ended it after its time" if end.is_overdue else f"it ended with status {end.status}"
         return _child_error("check_failed", f"The update check gave no answer: {what}.")
     try:
-        return parse_answer(document)
+        return parse_answer(end.output)
     except InvalidError as error:
         return _child_error("check_failed", str(error))
 
 
-def run_stick_child(command: list[str]) -> CheckAnswer:
+def run_stick_child(command: list[str], *, stop: threading.Event | None = None) -> CheckAnswer:
     """As `run_child`, for a stick, whose files are copied meanwhile."""
-    return run_child(command, timeout_s=STICK_TIMEOUT_S)
+    return run_child(command, timeout_s=STICK_TIMEOUT_S, stop=stop)
 
 
 class Poller:
@@ -124,6 +113,11 @@ class Poller:
         versions = json.loads(store.get_value(_VERSIONS) or "{}")
         floor = int(store.get_value(_TIME_FLOOR) or 0)
         self._state = CheckState(time_floor_ms=floor, metadata_versions=tuple(sorted(versions.items())))
+
+    @property
+    def state_dir(self) -> Path:
+        """The folder that the checks work on."""
+        return self._state_dir
 
     @property
     def state(self) -> CheckState:
@@ -237,9 +231,3 @@ def share_of(name: str, about: str) -> float:
 
 def _child_error(code: str, text: str) -> CheckAnswer:
     return CheckAnswer(error=CheckError(MooringError.__name__, code, text))
-
-
-def _kill(child: "subprocess.Popen[bytes]") -> None:
-    with contextlib.suppress(ProcessLookupError):
-        if child.poll() is None:
-            os.kill(child.pid, signal.SIGKILL)

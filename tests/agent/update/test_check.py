@@ -13,10 +13,11 @@ import pytest
 from simulators.clock import FakeClock
 from simulators.device import LINE, DeviceSimulator, make_release
 from simulators.update_api import UpdateApi
+from waiting import PATIENCE_S, wait_until
 
 from agent.update.assignment import CheckAnswer, CheckError, dump_answer, parse_answer
 from agent.update.check import CheckWish, check, command_of, main
-from agent.update.poller import Poller, run_child, share_of
+from agent.update.poller import Poller, run_child, run_stick_child, share_of
 from protocol.clock import to_unix_ms
 from protocol.errors import InvalidError
 
@@ -212,6 +213,17 @@ def test_a_child_that_dies_babbles_or_floods_is_an_error_not_an_exception(progra
 def test_a_child_that_hangs_is_ended():
     answer = run_child([sys.executable, "-c", "import threading; threading.Event().wait()"], timeout_s=0.3)
     assert "ended it after its time" in answer.error.text
+
+
+def test_a_child_that_hangs_at_a_stick_ends_with_the_agent(tmp_path):
+    stop, answers, mark = threading.Event(), [], tmp_path / "hangs"
+    program = f"import pathlib, threading; pathlib.Path({str(mark)!r}).touch(); threading.Event().wait()"
+    thread = threading.Thread(target=lambda: answers.append(run_stick_child([sys.executable, "-c", program], stop=stop)))
+    thread.start()
+    wait_until(mark.exists)
+    stop.set()
+    thread.join(PATIENCE_S)
+    assert "the agent ends" in answers[0].error.text
 
 
 def test_a_child_that_cannot_start_is_an_error():
