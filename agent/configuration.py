@@ -232,7 +232,7 @@ class SignedConfiguration:
         self.in_force = Effective({}, {}, {})
         self._pointer = self._before = Pointer()
         with _translated():
-            self._pointer = self._before = self._load()
+            self._pointer, self._before = self._load()
             self._resume()
 
     @property
@@ -324,6 +324,7 @@ class SignedConfiguration:
         with self._lock, _translated():
             if self._pointer.offered == offer:
                 self._move(replace(self._pointer, offered=None, returned=self._returned(offer, error.code, str(error))))
+                self._tidy()
 
     def _pause(self, error: Exception) -> float:
         self._failures += 1
@@ -449,18 +450,21 @@ class SignedConfiguration:
         self._before, self._pointer = self._pointer, new
         self.told += 1
 
-    def _load(self) -> Pointer:
+    def _load(self) -> tuple[Pointer, Pointer]:
+        """The pointer and the one before it, which a damaged one falls back to."""
         names = self._disk.sizes(self._folder)
         # after a cut both are whole, and the files of both are there
-        for name in (POINTER, POINTER_PREV):
-            if (found := _parse(self._read(self._folder / name, MAX_POINTER_BYTES))) is not None:
-                return found
-        self.is_lost = POINTER in names
-        return Pointer()
+        found = [_parse(self._read(self._folder / name, MAX_POINTER_BYTES)) for name in (POINTER, POINTER_PREV)]
+        whole = [pointer for pointer in found if pointer is not None]
+        self.is_lost = not whole and POINTER in names
+        return (whole[0], whole[-1]) if whole else (Pointer(), Pointer())
 
     def _tidy(self) -> None:
-        """Remove the files that neither pointer names. What cannot be removed stays until the next time."""
-        named = [one for pointer in (self._pointer, self._before) for one in (pointer.committed, pointer.in_force, pointer.offered)]
+        """Remove the files that neither pointer names, and one that was refused. What cannot be removed stays until the next time."""
+        now, before = self._pointer, self._before
+        named = [now.committed, now.in_force, now.offered, before.committed, before.in_force]
+        if before.offered is not None and (now.returned is None or not before.offered.is_same(now.returned.offer)):
+            named.append(before.offered)
         wanted = {one.sha256 for one in named if one is not None}
         keep = {POINTER, POINTER_PREV, *(f"{digest.removeprefix('sha256:')}.json" for digest in wanted)}
         try:

@@ -408,6 +408,32 @@ def test_a_damaged_pointer_falls_back_to_the_one_before(device: Device):
     assert not device.keeper.is_lost
 
 
+def test_the_pointer_before_keeps_its_files_through_starts_that_move_nothing(device: Device):
+    device.keep(3)
+    device.take(4)
+    trial = f"{offer_of(4).sha256[7:]}.json"
+    device.is_linked = False
+    device.tick(301)  # back at 3; the pointer before has 4 on trial
+    for _ in range(2):
+        device.restart()
+        assert trial in {path.name for path in device.disk.paths()}
+    device.disk.damage(FOLDER / "pointer")
+    device.restart()
+    assert device.state == ("trial", 4)
+
+
+def test_the_file_of_a_configuration_that_is_refused_goes(device: Device):
+    device.keep(3)
+    wrong = document(4, group="yard")
+    offer = offer_of(4, data=wrong)
+    device.files[offer.url] = wrong
+    device.keeper.offer(offer)
+    device.disk.put(FOLDER / f"{offer.sha256[7:]}.json", wrong)  # an agent that took more kept it
+    device.keeper.fetch_pending(device.fetch)
+    assert device.state == ("returned", 3)
+    assert {path.name for path in device.disk.paths()} == {f"{offer_of(3).sha256[7:]}.json", "pointer", "pointer.prev"}
+
+
 def test_when_nothing_can_be_read_it_says_so_and_the_server_is_asked_anew(device: Device):
     device.keep(3)
     for name in ("pointer", "pointer.prev"):
