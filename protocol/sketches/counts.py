@@ -1,6 +1,7 @@
 """Counts on a grid: how rows become them and how they add up, cell by cell in whole numbers, in any order to the same (DRIFT 2).
 
-One thread owns a `Sketcher`. Adding a row copies it into a ring of float32; cells are found for a whole ring at once.
+One thread owns a `Sketcher`. Adding a row copies it into a ring of float32; cells are found for a whole ring at once, by sorting
+it: that takes a third of what `searchsorted` of unordered values does.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,8 +18,6 @@ from protocol.sketches.leb128 import IntArray
 MOMENT_UNIT, MOMENT_LIMIT = 256, 4096
 #: Rows between two flushes.
 RING_ROWS = 1000
-#: Features whose rows are worked on at once: bounds what a flush needs in memory.
-_FEATURES_AT_ONCE = 8
 #: Share of a feature in one outer bin from which the grid no longer fits it.
 _OUTER_SHARE = 0.05
 _NONE: Mapping[int, int] = MappingProxyType({})
@@ -132,6 +131,11 @@ class Sketcher:
         self._flushed = empty(grid)
         self._excluded = 0
         self._bounds = [_bounds(feature) for feature in grid.features]
+        # one number more than cells for each feature: NaN below zero, 0, up to each bound, all
+        sizes = np.array([feature.cells + 1 for feature in grid.features])
+        self._firsts: IntArray = np.cumsum(sizes) - sizes
+        self._places = [slice(int(at) + 2, int(at + size) - 1) for at, size in zip(self._firsts, sizes, strict=True)]
+        self._kept: IntArray = np.delete(np.arange(sizes.sum() - 1), self._firsts[1:] - 1)
         self._centers: _DoubleArray = np.array([[feature.center] for feature in grid.features])
         self._factors: _DoubleArray = MOMENT_UNIT / np.array([[feature.scale] for feature in grid.features])
 
@@ -148,7 +152,9 @@ class Sketcher:
         at = self._at
         self._ring[at] = values
         if class_index is not None:
-            self.count_class(class_index)
+            if class_index < 0:
+                raise IndexError(f"class {class_index}; wanted 0 or more")
+            self._classes[class_index] += 1
         self._at = at + 1
         if at + 1 == self._size:
             self.flush()
@@ -188,62 +194,76 @@ class Sketcher:
         return taken
 
     def _counted(self, rows: FloatArray) -> Counts:
-        total = empty(self.grid)
-        effective = np.full(rows.shape[1], np.nan)
-        for first in range(0, rows.shape[1], _FEATURES_AT_ONCE):
-            part = slice(first, first + _FEATURES_AT_ONCE)
-            columns = np.ascontiguousarray(rows[:, part].T)
-            is_finite = np.isfinite(columns)
-            start, stop = self.grid.offsets[first], self.grid.offsets[min(part.stop, rows.shape[1])]
-            total.cells[start:stop] = self._cells(columns, is_finite, first, start, stop)
-            total.moments[part] = _moments(columns, is_finite, self._centers[part], self._factors[part])
-            effective[part] = _effective(columns, is_finite)
-        return Counts(len(rows), _median_effective(effective, len(rows)), 0, total.cells, total.moments, total.classes)
+        n = len(rows)
+        columns = rows.T.copy(order="C")
+        is_finite = np.isfinite(columns)
+        is_whole = bool(is_finite.all())
+        if not is_whole:
+            columns[~is_finite] = np.nan
+        values = np.full(len(columns), n) if is_whole else is_finite.sum(axis=1)
+        v: _DoubleArray = columns - self._centers
+        v *= self._factors
+        effective = _effective(v, values, is_whole=is_whole)
+        _round(v)
+        columns.sort(axis=1)  # NaN last
+        return Counts(
+            n,
+            _median_effective(effective, n),
+            0,
+            self._cells(columns, values),
+            self._moments(v, columns, values, is_whole=is_whole),
+            np.zeros(len(self._classes), dtype=np.int64),
+        )
 
-    def _cells(self, columns: FloatArray, is_finite: npt.NDArray[np.bool_], first: int, start: int, stop: int) -> IntArray:
-        places = np.empty(columns.shape, dtype=np.int64)
-        for index, column in enumerate(columns):
-            places[index] = np.searchsorted(self._bounds[first + index], column, side="left")
-            places[index] += self.grid.offsets[first + index] - start + 1
-        if not is_finite.all():  # searchsorted puts NaN into the last cell without a word
-            offsets = np.array(self.grid.offsets[first : first + len(columns)], dtype=np.int64)[:, None] - start
-            places = np.where(is_finite, places, offsets)
-        return np.bincount(places.ravel(), minlength=stop - start)
+    def _cells(self, ordered: FloatArray, values: IntArray) -> IntArray:
+        """The cells of float32[features, n], ascending, NaN last: differences of how many lie up to each bound."""
+        n = ordered.shape[1]
+        up_to = np.zeros(self.grid.cells + len(ordered), dtype=np.int64)
+        up_to[self._firsts] = values - n
+        up_to[self._firsts[1:] - 1] = values[:-1]
+        up_to[-1] = values[-1]
+        for column, bounds, place in zip(ordered, self._bounds, self._places, strict=True):
+            up_to[place] = column.searchsorted(bounds, "right")
+        return np.asarray((up_to[1:] - up_to[:-1])[self._kept])
+
+    def _moments(self, v: _DoubleArray, ordered: FloatArray, values: IntArray, *, is_whole: bool) -> IntArray:
+        """Sums of v and of its squares, least and greatest v: int64[features, 4]; `ordered` are the values it was made of."""
+        moments = empty_moments(len(v))
+        if not is_whole:
+            v = np.nan_to_num(v, nan=0.0)
+        moments[:, 0] = v.sum(axis=1)  # exact: sums stay below 2^53
+        moments[:, 1] = np.einsum("fn,fn->f", v, v)
+        known = np.flatnonzero(values)
+        ends = ordered[known[:, None], np.stack([np.zeros_like(known), values[known] - 1], axis=1)]
+        moments[known, 2:] = _round((ends - self._centers[known]) * self._factors[known])
+        return moments
 
 
 def _bounds(feature: FeatureGrid) -> FloatArray:
-    """What `searchsorted` needs to tell under (0), bins (1..K) and over (K + 1) apart in one go: float32[K + 1]."""
+    """The largest value of each cell but the last, from under on: float32[K + 1]."""
     below = np.nextafter(np.float32(feature.low), np.float32(-np.inf))
     return np.array([below, *feature.edges, feature.high], dtype=np.float32)
 
 
-def _moments(columns: FloatArray, is_finite: npt.NDArray[np.bool_], centers: _DoubleArray, factors: _DoubleArray) -> IntArray:
-    with np.errstate(over="ignore", invalid="ignore"):
-        v = (columns - centers) * factors
+def _round(v: _DoubleArray) -> _DoubleArray:
+    """The same array, rounded and cut."""
     np.rint(v, out=v)
-    np.clip(v, -MOMENT_LIMIT, MOMENT_LIMIT, out=v)
-    least, greatest = v, v
-    if not is_finite.all():
-        least, greatest = np.where(is_finite, v, MOMENT_LIMIT), np.where(is_finite, v, -MOMENT_LIMIT)
-        v = np.where(is_finite, v, 0.0)
-    sums = (v.sum(axis=1), np.einsum("fn,fn->f", v, v), least.min(axis=1), greatest.max(axis=1))
-    return np.stack(sums, axis=1).astype(np.int64)  # exact: sums stay below 2^53
+    np.minimum(v, MOMENT_LIMIT, out=v)
+    return np.maximum(v, -MOMENT_LIMIT, out=v)
 
 
-def _effective(columns: FloatArray, is_finite: npt.NDArray[np.bool_]) -> _DoubleArray:
+def _effective(values: _DoubleArray, known: IntArray, *, is_whole: bool) -> _DoubleArray:
     """Rows times (1 - r) / (1 + r) per feature, r the lag-1 autocorrelation; NaN for a feature that does not vary."""
-    values: _DoubleArray = columns.astype(np.float64)
-    if is_finite.all():
-        values -= values.mean(axis=1, keepdims=True)
+    n = values.shape[1]
+    if is_whole:
+        values = values - values.mean(axis=1, keepdims=True)
     else:
-        known = np.maximum(is_finite.sum(axis=1, keepdims=True), 1)
-        values = np.where(is_finite, values, 0.0)
-        values = np.where(is_finite, values - values.sum(axis=1, keepdims=True) / known, 0.0)
+        means = np.nansum(values, axis=1) / np.maximum(known, 1)
+        values = np.nan_to_num(values - means[:, None], nan=0.0)
     squares = np.einsum("fn,fn->f", values, values)
     products = np.einsum("fn,fn->f", values[:, :-1], values[:, 1:])
     varies = squares > 0
     r = np.divide(products, squares, out=np.zeros_like(products), where=varies)
-    n = columns.shape[1]
     return np.where(varies, n * (1 - r) / np.maximum(1 + r, 1e-9), np.nan)
 
 
