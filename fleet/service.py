@@ -29,6 +29,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fleet import jobs, loop
+from fleet.adapters import delivery
 from fleet.audit import Actor, ActorKind
 from fleet.blobs import BlobStore, open_blobs
 from fleet.broker import (
@@ -49,12 +50,18 @@ from fleet.campaigns import shadow
 from fleet.config import FleetConfig, Role
 from fleet.db import Connection, Database, migrate
 from fleet.devices import enrollment, groups, twins
+from fleet.devices import service as devices
 from fleet.devices import store as device_store
 from fleet.devices.calls import DeviceCalls
 from fleet.devices.model import DeviceFilter, DeviceState
 from fleet.devices.pki import Authority, open_authority
 from fleet.jobs import Job
+from fleet.monitoring import rules
 from fleet.monitoring import service as monitoring
+from fleet.monitoring.alerts import history
+from fleet.monitoring.alerts import service as alerts
+from fleet.monitoring.alerts.announcing import DELIVER
+from fleet.monitoring.alerts.model import Counted
 from fleet.monitoring.ingest import IngestRules, IngestWorker
 from fleet.monitoring.live import LiveFeed
 from fleet.registry.deltas import BUILD_DELTAS, ChildEncoder, DeltaRules
@@ -68,7 +75,7 @@ from protocol.clock import Clock, from_environment
 from protocol.errors import ConfigError, ConflictError, NotFoundError, UnavailableError
 from protocol.files import write_atomically
 from protocol.ids import DeviceId, DeviceTypeName, GroupName, LineName, TenantId
-from protocol.messages import BrokerAddress
+from protocol.messages import BrokerAddress, Presence
 from protocol.topics import command_topic
 
 log = logging.getLogger("mooring.service")
@@ -84,6 +91,8 @@ RESTART_MAX_S = 15.0
 STOP_TIMEOUT_S = 20.0
 #: Real seconds that the job of making deltas is kept for; extended while it works.
 DELTA_LEASE_S = 60.0
+#: Real seconds that one delivery of an alert may take: longer than the limits of webhook and mail together.
+DELIVERY_LEASE_S = 300.0
 #: Where a demo finds its login; no other start writes a password anywhere.
 DEMO_LOGIN = "demo-login.json"
 SIGNER_USER = "signer"
@@ -294,6 +303,7 @@ class Server:
             self._run("controller", lambda: Controller(self).run(self._stop))
         if Role.WORKER in roles:
             self._run("worker", lambda: run_worker(ground, self.clock, self._stop))
+            self._run("alerts", lambda: self._deliver_alerts(ground))
         if Role.WORKER in roles and config.deltas.enabled:
             self._run("deltas", lambda: DeltaMaker(self).run(self._stop))
         if Role.API in roles and config.demo_keys:
@@ -418,6 +428,16 @@ class Server:
         )
         first.start(device_app(services))
         second.start(console_app(services))
+
+    def _deliver_alerts(self, ground: Ground) -> None:
+        """Alerts to webhooks and mail, in a thread of their own: a receiver that is slow delays no other job."""
+        server, lease_s = delivery.mail_server(self.config.mail), DELIVERY_LEASE_S * self.clock.speed
+        deliver = delivery.handler(
+            ground.database, server=server, console_url=lambda: self.addresses.console_url, system_now=lambda: datetime.now(UTC)
+        )
+        while not self._stop.is_set():
+            if jobs.work_once(ground.database, self.clock, {DELIVER: deliver}, lease_s=lease_s) is None:
+                self._stop.wait(TICK_S)
 
     def _listener(self, name: str, host: str, port: int, tls: ListenerTls | None) -> Listener:
         listener = Listener(name=name, host=host, port=port, tls=tls)
@@ -549,6 +569,7 @@ class Controller:
         due: dict[str, tuple[float, Callable[[], None]]] = {
             "house": (HOUSEKEEPING_S, lambda: self._keep_house(shut_out)),
             "rows": (PRUNE_S, self._prune),
+            "rules": (max(TICK_S, rules.EVERY_S / server.clock.speed), self._look_at_rules),
         }
         last = dict.fromkeys(due, datetime.min.replace(tzinfo=UTC))
         try:
@@ -594,10 +615,20 @@ class Controller:
         shut_out.clear()
         shut_out.update(revoked)
 
+    def _look_at_rules(self) -> None:
+        """Rules on what was said, and the history that charts are drawn from."""
+        database, tenant, now = self.server.standing.database, self.server.tenant, self.server.clock.now()
+        alerts.evaluate(database, tenant, now=now)
+        history.add_received(database, tenant, now=now)
+        online = sum(count for (presence, _), count in monitoring.count_views(database, tenant).items() if presence is not Presence.OFFLINE)
+        counted = Counted(devices.count_devices(database, tenant), online, 0, alerts.count_firing(database, tenant))
+        history.save_counted(database, tenant, counted, now=now)
+
     def _prune(self) -> None:
         server, database = self.server, self.server.standing.database
         now = server.clock.now()
         monitoring.prune(database, server.tenant, now=now, telemetry_days=server.config.limits.telemetry_days)
+        history.prune(database, server.tenant, now=now)
         shadow.prune(database, before=now - timedelta(days=SHADOW_REPORT_DAYS))
         with database.transaction() as tx:
             jobs.prune(tx, before=now - timedelta(days=7))

@@ -27,9 +27,11 @@ from fleet.cli import (
     model,
     output,
     release,
+    rule,
     serve,
     token,
     user,
+    webhook,
 )
 from fleet.cli.doctor import doctor
 from fleet.cli.login import login, logout
@@ -70,6 +72,8 @@ for name, part in (
     ("token", token),
     ("broker", broker),
     ("bundle", bundle),
+    ("rule", rule),
+    ("webhook", webhook),
     ("keys", keys),
     ("authority", authority),
     ("delta", delta),
@@ -77,6 +81,7 @@ for name, part in (
     ("api", api),
 ):
     app.add_typer(part.app, name=name)
+app.add_typer(webhook.mail, name="mail")
 
 OK, FAILED, USAGE, NOT_FOUND, ACCESS, CONFLICT, UNREACHABLE, GATE_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 7, 130
 #: What the command line parser raises: the base of typer.BadParameter, which typer took from click and does not name.

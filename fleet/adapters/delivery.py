@@ -1,0 +1,58 @@
+"""The handler of the job that brings one alert to one target. What fails is tried again by the queue; the id of the message stays."""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from fleet.adapters import mail, webhook
+from fleet.adapters.mail import Encryption, MailServer
+from fleet.config import MailConfig
+from fleet.db import Database
+from fleet.jobs import Job
+from fleet.monitoring.alerts import store
+from fleet.monitoring.alerts.announcing import alert_of
+from fleet.monitoring.alerts.model import TargetKind
+from protocol.errors import ConfigError
+
+#: A password beyond this is no password, bytes.
+MAX_PASSWORD = 1024
+
+
+def mail_server(config: MailConfig) -> MailServer | None:
+    """Where mail is handed in; None when no server is set."""
+    if not config.host:
+        return None
+
+    def password() -> str:
+        if config.password_file is None:
+            return ""
+        try:
+            with config.password_file.open("rb") as file:
+                return file.read(MAX_PASSWORD).decode().strip()
+        except (OSError, UnicodeError) as error:
+            raise ConfigError(f"mail.password_file {config.password_file} cannot be read: {type(error).__name__}.") from None
+
+    return MailServer(config.host, config.port, Encryption(config.encryption), config.sender, config.user, password)
+
+
+def handler(
+    database: Database, *, server: MailServer | None, console_url: Callable[[], str], system_now: Callable[[], datetime]
+) -> Callable[[Job], None]:
+    """Brings an alert to its target; one that is gone or switched off meanwhile is told nothing.
+
+    `system_now`: stamps are of system time also where the server's clock is accelerated: receivers compare them with theirs.
+    """
+
+    def deliver(job: Job) -> None:
+        with database.reading() as tx:
+            target = store.find_target(tx, job.tenant, str(job.payload["target"]))
+        if target is None or not target.is_enabled:
+            return
+        alert = alert_of(dict(job.payload["alert"]))
+        if target.kind is TargetKind.WEBHOOK:
+            webhook.deliver(target, alert, now=system_now())
+        else:
+            sender = server.sender if server else ""
+            message = mail.message_of(alert, target, sender=sender, console_url=console_url(), now=system_now())
+            mail.deliver(server, target, message)
+
+    return deliver
