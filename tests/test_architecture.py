@@ -15,7 +15,15 @@ PACKAGES = ("protocol", "runtime", "agent", "fleet")
 
 #: Which files may import a library (prefixes of paths). Everything else must go through them.
 ONLY_IMPORTERS: dict[str, tuple[str, ...]] = {
-    "sqlalchemy": ("fleet/db.py", "fleet/migrations/", "fleet/audit.py", "fleet/jobs.py", "*/store.py"),
+    "sqlalchemy": (
+        "fleet/db.py",
+        "fleet/migrations/",
+        "fleet/audit.py",
+        "fleet/jobs.py",
+        "*/store.py",
+        "*/alarm_store.py",
+        "*/drift_store.py",
+    ),
     "alembic": ("fleet/db.py", "fleet/migrations/"),
     "sqlite_utils": ("agent/store.py",),
     "tuf": ("protocol/trust/", "agent/update/fetch.py", "agent/update/tuf_cli.py", "fleet/registry/"),
@@ -40,6 +48,9 @@ DECIDERS = (
     "agent/inference/tracking.py",
     "protocol/geometry.py",
     "fleet/campaigns/planner.py",
+    "fleet/monitoring/accuracy.py",
+    "fleet/monitoring/alarms.py",
+    "fleet/monitoring/drift_model.py",
     "fleet/monitoring/health.py",
     "fleet/monitoring/rules.py",
 )

@@ -21,9 +21,10 @@ from pydantic import ValidationError
 from fleet.bus import Bus, Incoming
 from fleet.db import Connection, Database
 from fleet.monitoring import health, store
+from fleet.monitoring.drift_ingest import AckKey, Sketch, read_sketch, store_sketches
 from fleet.monitoring.live import LiveFeed
 from fleet.monitoring.model import LiveMessage
-from fleet.monitoring.store import StreamRow
+from fleet.monitoring.store import DEAD_LETTER_BYTES, StreamRow
 from protocol.clock import Clock, from_unix_ms
 from protocol.errors import InvalidError, UnavailableError
 from protocol.ids import DEFAULT_TENANT, DeviceId, TenantId, new_id
@@ -48,13 +49,13 @@ from protocol.topics import DEFAULT_PREFIX, MAX_PACKET_BYTES, Direction, Message
 
 log = logging.getLogger("mooring.ingest")
 
-#: Of a message that was not understood, so many bytes are kept.
-DEAD_LETTER_BYTES = 4096
 #: Dead letters of one sender kept per batch; the rest is counted.
 DEAD_LETTERS_PER_DEVICE = 20
 #: Latest predictions kept per pipeline of a device.
 PREDICTIONS_KEPT = 20
 ACK_EXPIRY_S = 86_400
+#: Windows that one acknowledgement names; the rest goes into another one.
+SKETCHES_PER_ACK = 500
 #: Topics whose parts are remembered: a few of each device that speaks often.
 TOPICS_CACHED = 50_000
 #: A batch closes when it is full or so many seconds after its first message.
@@ -147,15 +148,18 @@ class Outcome:
     rejected: int = 0
 
 
-def read_message(incoming: Incoming, rules: IngestRules) -> Message | Rejected:
-    """Step 1 without the database: the message, or why it is none. Pure."""
+def read_message(incoming: Incoming, rules: IngestRules) -> Message | Sketch | Rejected:
+    """Step 1 without the database: the message or sketch, or why it is none. Pure."""
     tenant = rules.tenant
     try:
         topic = _parsed(incoming.topic, rules.prefix)
         tenant = topic.tenant
+        if topic.direction is Direction.DEVICE and topic.device is not None and topic.stream == "sketch" and len(topic.levels) == 3:
+            return read_sketch(topic, topic.device, incoming.payload)
         return _read(topic, incoming.payload)
     except InvalidError as error:
-        return Rejected(tenant, incoming.topic, str(error), incoming.payload)
+        reason = str(error) if error.code == InvalidError.code else f"{error.code}: {error}"
+        return Rejected(tenant, incoming.topic, reason, incoming.payload)
 
 
 @lru_cache(maxsize=TOPICS_CACHED)
@@ -226,18 +230,24 @@ def _ingest_at_once(database: Database, batch: Sequence[Incoming], *, rules: Ing
     by_tenant: dict[TenantId, list[Message]] = defaultdict(list)
     for message in messages:
         by_tenant[message.topic.tenant].append(message)
+    sketches: dict[TenantId, list[Sketch]] = defaultdict(list)
+    for sketch in (one for one in read if isinstance(one, Sketch)):
+        sketches[sketch.tenant].append(sketch)
     acks: list[tuple[TenantId, DeviceId, Ack]] = []
     accepted: list[Message] = []
+    sketched = 0
     with store.ingest_transaction(database) as tx:
-        for tenant in sorted(by_tenant):
+        for tenant in sorted(by_tenant.keys() | sketches.keys()):
             part = _TenantBatch(tx, tenant, now=now, rules=rules)
             part.store(by_tenant[tenant])
+            part.store_sketches(sketches[tenant])
             acks += [(tenant, device, ack) for device, ack in part.acks()]
             accepted += part.accepted
+            sketched += part.sketched
             rejected += part.rejected
         _bury(tx, rejected, now=now)
     live = tuple(_live(message) for message in accepted) if want_live else ()
-    return Outcome(tuple(acks), live, len(accepted), len(rejected))
+    return Outcome(tuple(acks), live, len(accepted) + sketched, len(rejected))
 
 
 def _bury_one(database: Database, incoming: Incoming, reason: str, *, rules: IngestRules, now: datetime) -> Outcome:
@@ -256,6 +266,9 @@ class _TenantBatch:
     rules: IngestRules = field(kw_only=True)
     accepted: list[Message] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
+    #: Windows stored, or put aside.
+    sketched: int = 0
+    _sketch_keys: dict[DeviceId, list[AckKey]] = field(default_factory=dict)
     _keys: dict[DeviceId, int] = field(default_factory=dict)
     _epochs: dict[tuple[int, str], int] = field(default_factory=dict)
     #: (device, epoch) → the streams of class `stored` touched.
@@ -278,6 +291,26 @@ class _TenantBatch:
         """Per device what is stored once this transaction is committed; the newest epoch named last."""
         for (device, epoch), streams in self._settled.items():
             yield device, Ack(epoch=epoch, streams=streams)
+        for device, keys in self._sketch_keys.items():
+            for start in range(0, len(keys), SKETCHES_PER_ACK):
+                yield device, Ack(epoch="", sketch=keys[start : start + SKETCHES_PER_ACK])
+
+    def store_sketches(self, sketches: list[Sketch]) -> None:
+        if not sketches:
+            return
+        enrolled = self.rules.is_enrolled(self.tx, self.tenant, {one.device for one in sketches})
+        for one in sketches:
+            if one.device not in enrolled:
+                self.rejected.append(Rejected(self.tenant, one.topic, self._not_enrolled(one.device), one.payload))
+        known = [one for one in sketches if one.device in enrolled]
+        done = store_sketches(self.tx, self.tenant, known, now=self.now)
+        self.rejected += [Rejected(self.tenant, one.topic, reason, one.payload) for one, reason in done.rejected]
+        self._sketch_keys, self.sketched = done.acks, len(done.accepted)
+        keys = store.device_keys(self.tx, self.tenant, done.acks.keys())
+        store.mark_seen(self.tx, self.tenant, keys.values(), now=self.now)
+
+    def _not_enrolled(self, device: DeviceId) -> str:
+        return f"device {device!r} is not enrolled in tenant {self.tenant!r}, or revoked"
 
     def _of_enrolled(self, messages: list[Message]) -> list[Message]:
         enrolled = self.rules.is_enrolled(self.tx, self.tenant, {one.device for one in messages})
@@ -286,7 +319,7 @@ class _TenantBatch:
             if one.device in enrolled:
                 known.append(one)
             else:
-                self._reject(one, f"device {one.device!r} is not enrolled in tenant {self.tenant!r}, or revoked")
+                self._reject(one, self._not_enrolled(one.device))
         return known
 
     def _store_rows(self, messages: list[Message]) -> None:

@@ -4,7 +4,7 @@ Revision ID: 0001
 Revises: none
 """
 
-from fleet.migrations.first import alerts, audit, campaigns, configurations, devices, governance, jobs, monitoring, registry, web
+from fleet.migrations.first import alerts, audit, campaigns, configurations, devices, drift, governance, jobs, monitoring, registry, web
 
 revision = "0001"
 down_revision = None
@@ -19,6 +19,7 @@ def upgrade() -> None:
     devices.create()
     registry.create()
     monitoring.create()
+    drift.create()
     alerts.create()
     governance.create()
     campaigns.create()

@@ -1,0 +1,136 @@
+"""What a device counts, made of seeded normal rows: a grid, the profile of its model version, windows and their messages."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import numpy as np
+from simulators.messages import TS, incoming
+
+from fleet.bus import Incoming
+from fleet.db import Database
+from fleet.monitoring import drift_store
+from fleet.monitoring.drift_store import ProfileRow
+from protocol.clock import from_unix_ms
+from protocol.ids import DEFAULT_TENANT
+from protocol.sketches.codec import SUBWINDOW_MS, SketchWindow, Source, encode, merged
+from protocol.sketches.counts import Counts, Sketcher
+from protocol.sketches.grid import CONFIDENCE_BINS, FeatureGroup, Grid, fit_feature
+from protocol.sketches.profile import AccuracyReference, FamilyReference, ModelProfile, encode_profile
+
+#: The sub-window that the stamps of other test messages lie in.
+W0 = TS // SUBWINDOW_MS
+#: Names and groups of the grid's features; the last two are confidence and entropy.
+FEATURES = (
+    ("image.brightness", FeatureGroup.INPUT),
+    ("image.sharpness", FeatureGroup.INPUT),
+    ("embedding.1", FeatureGroup.EMBEDDING),
+    ("output.confidence", FeatureGroup.OUTPUT),
+    ("output.entropy", FeatureGroup.OUTPUT),
+)
+CLASSES = ("cat", "dog", "fox")
+PRIORS = (0.5, 0.3, 0.2)
+MODEL = hashlib.sha256(b"model").digest()[:16]
+ACCURACY = 0.9
+
+
+def rows(rng: np.random.Generator, count: int, *, shift: Sequence[float] = (0.0, 0.0, 0.0, 0.0)) -> np.ndarray:
+    """float32[count, 5]: normal, moved by `shift` deviations; confidence between 0 and 1, entropy falls with it."""
+    values = rng.normal(size=(count, 4)) + np.asarray(shift)
+    confidence = 1 / (1 + np.exp(-(values[:, 3] + 2)))
+    entropy = -np.log(confidence)
+    return np.column_stack([values[:, :3], confidence, entropy]).astype(np.float32)
+
+
+@cache
+def profile(seed: int = 1) -> ModelProfile:
+    """The reference of a model version whose confidence tells how often it is right."""
+    rng = np.random.default_rng(seed)
+    values = rows(rng, 4000)
+    confidence = values[:, 3]
+    right = rng.random(len(values)) < confidence
+    accuracy = float(right.mean())
+    edges = (float(np.float32(np.quantile(confidence, 1 - accuracy))), float(np.float32(np.quantile(values[:, 4], accuracy))))
+    features = [
+        fit_feature(name, group, values[:, index], CONFIDENCE_BINS if index >= 3 else 32, extra_edges=edges[index - 3 : index - 2])
+        for index, (name, group) in enumerate(FEATURES)
+    ]
+    grid = Grid(tuple(features), CLASSES, 1, TS - 90 * 86_400_000)
+    sketcher = Sketcher(grid)
+    for row, label in zip(values, rng.choice(len(CLASSES), len(values), p=PRIORS), strict=True):
+        sketcher.add(row, int(label))
+    bins = np.searchsorted(np.array(features[3].edges), confidence, side="left")
+    counted = np.bincount(bins, minlength=features[3].bins)
+    per_bin = np.bincount(bins, weights=right, minlength=features[3].bins) / np.maximum(counted, 1)
+    confusion = tuple(tuple(0.9 if i == j else 0.05 for j in range(3)) for i in range(3))
+    shift = np.zeros(2 * len(FEATURES) + len(CLASSES))
+    shift[0] = -1.5
+    families = (
+        FamilyReference("dark", 1, 0.88, 0.02, tuple(shift.tolist())),
+        FamilyReference("dirt", 1, 0.5, 0.3, tuple((-shift).tolist())),
+    )
+    reference = AccuracyReference(
+        confidence="output.confidence",
+        entropy="output.entropy",
+        acc0=accuracy,
+        conf0=float(confidence.mean()),
+        confidence_edge=edges[0],
+        entropy_edge=edges[1],
+        bin_accuracy=tuple(per_bin.tolist()),
+        confusion=confusion,
+        families=families,
+        epsilon=0.02,
+    )
+    return ModelProfile(grid, sketcher.take(), reference)
+
+
+def counts(rng: np.random.Generator, count: int = 100, *, shift: Sequence[float] = (0.0,) * 4, priors: Sequence[float] = PRIORS) -> Counts:
+    """Rows of one sub-window."""
+    grid = profile().grid
+    sketcher = Sketcher(grid)
+    for row, label in zip(rows(rng, count, shift=shift), rng.choice(len(CLASSES), count, p=priors), strict=True):
+        sketcher.add(row, int(label))
+    return sketcher.take()
+
+
+@dataclass
+class SketchDevice:
+    """A device that sends windows."""
+
+    device: str = "cam-1"
+    pipeline: str = "front"
+    model: bytes = MODEL
+    source: Source = Source.ACTIVE
+    grid: Grid = field(default_factory=lambda: profile().grid)
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(self.seed)
+
+    def sub_window(
+        self, w0: int, counted: Counts | None = None, *, score: float = np.nan, reference_id: bytes | None = None
+    ) -> SketchWindow:
+        """One sub-window, of 100 rows unless others are given."""
+        made = counts(self.rng) if counted is None else counted
+        scores = np.array([score], dtype=np.float32)
+        return SketchWindow(
+            self.pipeline, self.grid.grid_id, self.model, self.source, w0, 1, int(made.rows > 0), made, scores, reference_id
+        )
+
+    def hour(self, w0: int, *, sub_windows: Sequence[SketchWindow] = (), rev: int = 0) -> SketchWindow:
+        """Six sub-windows from `w0` on as one."""
+        parts = sub_windows or [self.sub_window(w0 + index) for index in range(6)]
+        return replace(merged(parts, self.grid), rev=rev)
+
+    def message(self, window: SketchWindow, *, tenant: str = "t0") -> Incoming:
+        """As it comes over the broker."""
+        return incoming(f"mooring/1/{tenant}/d/{self.device}/sketch/{window.pipeline}/{window.window_id}", encode(window))
+
+
+def add_profile(database: Database, made: ModelProfile | None = None, *, model: bytes = MODEL, tenant: str = DEFAULT_TENANT) -> None:
+    """The tenant has a release with this profile."""
+    chosen = made or profile()
+    row = ProfileRow(model.hex(), chosen.grid.grid_id.hex(), "animals", "1.0", encode_profile(chosen))
+    with database.transaction() as tx:
+        drift_store.put_profile(tx, tenant, row, now=from_unix_ms(TS))
