@@ -25,6 +25,8 @@ from runtime.manifest import load_draft
 T = TypeVar("T")
 #: Real seconds between two looks at something awaited.
 LOOK_S = 0.2
+#: A server and several agents share the cores of this machine: what stands still for a moment does not hang.
+PATIENT = "[runtime]\nhang_s = 60"
 
 
 def free_ports(count: int) -> list[int]:
@@ -141,10 +143,11 @@ class World:
 
     # --- models and releases ---
 
-    def import_model(self, file: Path, manifest: Path, *, name: str, golden: Path | None = None) -> str:
-        """The id of the model version that the server made of the file."""
+    def import_model(self, file: Path, manifest: Path, *, name: str, golden: Path | None = None, evaluation: Path | None = None) -> str:
+        """The id of the model version that the server made of the file; with `evaluation` data its releases are watched for drift."""
         fields = {"name": name, "manifest": load_draft(manifest).model_dump_json(exclude_unset=True), "note": ""}
-        made = self.people["operator"].upload("/models", fields, {"file": file, **({"golden": golden} if golden else {})})
+        given = {"file": file, "golden": golden, "evaluation": evaluation}
+        made = self.people["operator"].upload("/models", fields, {part: path for part, path in given.items() if path is not None})
         return str(made["id"])
 
     def release(self, line: str, version: str, models: Mapping[str, Sequence[str]], *, note: str = "") -> None:
@@ -201,6 +204,8 @@ class World:
         device_port, broker_port = (links[0].port, links[1].port) if links else (self.ports.device, self.ports.broker)
         agent = Agent(name, folder, links)
         lines = [f'state_dir = "{agent.state_dir}"', f'run_dir = "{folder / "run"}"', f'device_type = "{device_type}"', settings]
+        if "[runtime]" not in settings:
+            lines.append(PATIENT)
         lines += [f'[server]\nurl = "https://127.0.0.1:{device_port}"', f'[broker]\nurl = "mqtts://127.0.0.1:{broker_port}"']
         agent.config.write_text("\n".join(lines) + "\n")
         self.ensure_device_type(device_type)
