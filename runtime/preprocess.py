@@ -288,6 +288,28 @@ class Preprocessor:
         return self._turned
 
 
+def decode_picture(data: bytes, *, what: str) -> Array:
+    """The frame in the bytes of a JPEG, PNG or BMP file: uint8, height x width x 3 in BGR.
+
+    Raises: InvalidError when there is no OpenCV here, or no picture in the bytes.
+    """
+    try:
+        import cv2
+    except ImportError:
+        raise InvalidError(
+            f"{what} cannot be read here: OpenCV is not installed.",
+            hint="Install it: pip install 'mooring[camera-headless]', or bring an .npz file.",
+            code="no-opencv",
+        ) from None
+    try:
+        frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    except cv2.error:
+        frame = None
+    if frame is None:
+        raise InvalidError(f"{what} of {len(data)} bytes is no picture.", hint="Wanted JPEG, PNG or BMP.")
+    return np.asarray(frame)
+
+
 def _codes_of(cv2: Any, color: Color) -> dict[int, int]:
     """How OpenCV turns so many channels (0: height x width) into the plan's; those that are not there need no turning."""
     codes: dict[Color, dict[int, int]] = {

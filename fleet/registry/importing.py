@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fleet.registry.profiling import Profiled, make_in_child
 from protocol.canonical import canonical_json
 from protocol.errors import InvalidError
 from runtime.base import BACKENDS_OF_FORMAT, Array, BackendError, ModelTensors, RuntimeMissing, TensorSpec
@@ -37,13 +38,19 @@ class Inspected:
     format: str
     tensors: ModelTensors
     golden: bytes
+    #: Made from evaluation data; None without any.
+    profiled: Profiled | None = None
 
 
-def inspect_upload(path: Path, draft: ModelDraft, *, goldens: bytes | None = None, what: str | None = None) -> Inspected:
+def inspect_upload(
+    path: Path, draft: ModelDraft, *, goldens: bytes | None = None, evaluation: Path | None = None, what: str | None = None
+) -> Inspected:
     """Look at a model file in a child process and make its golden vectors, or take those given as they are.
 
+    With `evaluation` data (docs/drift.md) its reference profile is made too, in another child.
+
     Raises: InvalidError saying what was seen, what was wanted and what to do: a file that is no model, is cut off, needs a runtime that
-    this server lacks, or whose tensors do not fit the draft.
+    this server lacks, or whose tensors do not fit the draft; evaluation data that do not fit the model or are too little.
     """
     name = what or path.name
     kind = _format_of(path, name)
@@ -51,7 +58,8 @@ def inspect_upload(path: Path, draft: ModelDraft, *, goldens: bytes | None = Non
         tensors = inspect_model(file)
         manifest = _checked_draft(draft, tensors, file)
         golden = _checked_goldens(goldens) if goldens is not None else make_goldens(file, _golden_inputs(manifest, tensors))
-    return Inspected(kind, tensors, golden)
+        profiled = None if evaluation is None else make_in_child(file, manifest, evaluation)
+    return Inspected(kind, tensors, golden, profiled)
 
 
 def tensors_to_json(tensors: ModelTensors) -> str:

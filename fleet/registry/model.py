@@ -69,6 +69,8 @@ class ModelVersion:
     created_at: datetime
     created_by: str
     note: str = ""
+    #: The reference profile that drift is judged by; None: imported without evaluation data.
+    profile: FileRef | None = None
 
     @property
     def id(self) -> str:

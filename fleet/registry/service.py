@@ -20,6 +20,7 @@ from fleet.registry.importing import Inspected, inspect_upload, tensors_from_jso
 from fleet.registry.key_status import KeyStatus
 from fleet.registry.model import FileRef, Line, ModelVersion, Release, ReleaseState, SigningRequest, Variant
 from fleet.registry.online import OnlineKeys
+from fleet.registry.profiling import Profiled
 from fleet.registry.repository import ImageRepository, target_files
 from fleet.registry.signing import (
     KeyName,
@@ -34,6 +35,8 @@ from protocol.canonical import canonical_json, digest_of
 from protocol.clock import Clock
 from protocol.errors import ConflictError, InvalidError, NotFoundError
 from protocol.ids import DeviceId, DeviceTypeName, Digest, LineName, ReleaseVersion, TenantId, check_name, check_version, new_id
+from protocol.sketches.profile import FILE_NAME as PROFILE_NAME
+from protocol.sketches.profile import MAX_PROFILE_BYTES, ModelProfile, decode_profile
 from protocol.trust.metadata import line_role
 from runtime.manifest import FileEntry, ModelDraft, complete, parse_draft, to_bytes
 
@@ -106,17 +109,21 @@ def import_model(
     draft: ModelDraft,
     file_name: str = "",
     goldens: bytes | None = None,
+    evaluation: Path | None = None,
     note: str = "",
 ) -> ModelVersion:
     """Keep the file as the model's next version, with golden vectors and card. `goldens` replaces those that would be made.
 
+    `evaluation` data bring a reference profile, without which releases of it are not watched for drift.
+
     Raises: InvalidError saying what was seen, wanted and what to do; nothing is kept then.
     """
     check_name(model, what="Model")
-    inspected = inspect_upload(file, draft, goldens=goldens, what=file_name or file.name)
+    inspected = inspect_upload(file, draft, goldens=goldens, evaluation=evaluation, what=file_name or file.name)
     now = registry.clock.now()
     model_ref = FileRef(f"model.{inspected.format}", file.stat().st_size, registry.blobs.put_file(file))
     golden_ref = _keep(registry, "golden.cbor", inspected.golden)
+    profile_ref = None if inspected.profiled is None else _keep(registry, PROFILE_NAME, inspected.profiled.data)
     with registry.database.transaction() as tx:
         version = store.next_model_version(tx, tenant, model)
         card = _card(model, version, model_ref, golden_ref, draft, inspected, note=note, by=by, now=now)
@@ -134,9 +141,11 @@ def import_model(
             created_at=now,
             created_by=str(by),
             note=note,
+            profile=profile_ref,
         )
         store.add_model_version(tx, imported)
         detail = {"sha256": model_ref.sha256, "length": model_ref.length, "format": inspected.format, "own_goldens": goldens is not None}
+        detail |= {} if profile_ref is None else {"profile": profile_ref.sha256}
         audit.append(tx, tenant=tenant, actor=by, action="model.imported", subject=f"model/{imported.id}", now=now, detail=detail)
     return imported
 
@@ -145,6 +154,11 @@ def get_model_version(registry: Registry, tenant: TenantId, model_id: str) -> Mo
     """The model version. Raises: NotFoundError."""
     with registry.database.reading() as tx:
         return store.get_model_version(tx, tenant, model_id)
+
+
+def read_profile(registry: Registry, profile: FileRef) -> ModelProfile:
+    """The reference profile in the file. Raises: InvalidError; TrustError when the blob store holds other bytes."""
+    return decode_profile(registry.blobs.read(profile.sha256, limit=MAX_PROFILE_BYTES))
 
 
 def list_model_versions(registry: Registry, tenant: TenantId, *, model: str | None = None) -> list[ModelVersion]:
@@ -592,7 +606,7 @@ def _compose(
     registry: Registry, item: ReleaseModel, model: ModelVersion, *, line: LineName, version: ReleaseVersion, counter: int
 ) -> Variant:
     draft = parse_draft(json.loads(model.draft_json)).model_copy(update={"device_types": tuple(item.device_types)})
-    files = (model.file, model.golden, model.card)
+    files = (model.file, model.golden, *([model.profile] if model.profile else []), model.card)
     manifest = complete(
         draft,
         tensors_from_json(model.tensors_json),
@@ -618,6 +632,25 @@ def _compose(
 def _keep(registry: Registry, name: str, data: bytes) -> FileRef:
     registry.blobs.put(data)
     return FileRef(name, len(data), digest_of(data))
+
+
+def _evaluation(profiled: Profiled) -> dict[str, Any]:
+    """What the card says of the evaluation behind the reference profile."""
+    profile = profiled.profile
+    document: dict[str, Any] = {
+        "profile_sha256": digest_of(profiled.data),
+        "grid": profile.grid.grid_id.hex(),
+        "rows": profile.reference.rows,
+        "features": [feature.name for feature in profile.grid.features],
+        "left_out": profiled.left_out,
+    }
+    if profile.accuracy is not None:
+        document["accuracy"] = round(profile.accuracy.acc0, 4)
+        document["under_damage"] = [
+            {"family": one.family, "severity": one.severity, "accuracy": round(one.accuracy, 4), "estimate_off_by": round(one.error, 4)}
+            for one in profile.accuracy.families
+        ]
+    return document
 
 
 def _card(
@@ -646,5 +679,6 @@ def _card(
         "note": note,
         "imported_by": by.name,
         "imported_at": now.isoformat(timespec="seconds"),
+        **({} if inspected.profiled is None else {"evaluation": _evaluation(inspected.profiled)}),
     }
     return canonical_json(dict(document))

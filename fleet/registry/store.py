@@ -24,6 +24,8 @@ model_versions = sa.Table(
     sa.Column("file", sa.Text, nullable=False),
     sa.Column("golden", sa.Text, nullable=False),
     sa.Column("card", sa.Text, nullable=False),
+    # empty: imported without evaluation data
+    sa.Column("profile", sa.Text),
     # JSON documents as text: their bytes are shipped
     sa.Column("draft", sa.Text, nullable=False),
     sa.Column("tensors", sa.Text, nullable=False),
@@ -137,6 +139,7 @@ def add_model_version(tx: db.Connection, model: ModelVersion) -> None:
         "file": _file_text(model.file),
         "golden": _file_text(model.golden),
         "card": _file_text(model.card),
+        "profile": _file_text(model.profile) if model.profile else None,
         "draft": model.draft_json,
         "tensors": model.tensors_json,
         "device_types": json.dumps(model.device_types),
@@ -425,6 +428,7 @@ def _model_version(row: Mapping[Any, Any]) -> ModelVersion:
         file=_file(json.loads(row["file"])),
         golden=_file(json.loads(row["golden"])),
         card=_file(json.loads(row["card"])),
+        profile=_file(json.loads(row["profile"])) if row["profile"] else None,
         draft_json=row["draft"],
         tensors_json=row["tensors"],
         device_types=tuple(DeviceTypeName(name) for name in json.loads(row["device_types"])),

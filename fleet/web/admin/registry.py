@@ -15,9 +15,10 @@ from pydantic import Field
 from fleet import loop
 from fleet.loop import DeltaView, SigningTask
 from fleet.registry import ceremony, renewals, service
+from fleet.registry.evaluation import MAX_FILE_BYTES as MAX_EVALUATION_BYTES
 from fleet.registry.model import FileRef, Line, ModelVersion, Release, Variant
 from fleet.registry.renewals import Renewal
-from fleet.registry.service import ReleaseModel
+from fleet.registry.service import Registry, ReleaseModel
 from fleet.web import rest
 from fleet.web.admin.bodies import Body, Reason, ReasonBody, ShortText
 from fleet.web.auth import Caller, require, services_of
@@ -73,6 +74,7 @@ def import_model(
     name: Annotated[str, Form(max_length=63)],
     manifest: Annotated[str, Form(max_length=MAX_MANIFEST_CHARACTERS, description="JSON or TOML")],
     golden: Annotated[UploadFile | None, File(description="golden vectors; else made here")] = None,
+    evaluation: Annotated[UploadFile | None, File(description="evaluation data, .npz or zip: drift is judged by them")] = None,
     note: Annotated[str, Form(max_length=2000)] = "",
 ) -> Response:
     """Keep a model file as the next version of a model: inspected in a child process, refused when it does not fit its manifest."""
@@ -80,8 +82,10 @@ def import_model(
     draft = read_draft(manifest)
     goldens = _read(golden, MAX_GOLDEN_BYTES, "golden") if golden is not None else None
     with tempfile.TemporaryDirectory(prefix="mooring-upload-") as folder:
-        path = Path(folder) / "upload"
+        path, data = Path(folder) / "upload", Path(folder) / "evaluation"
         _copy(file, path, services.config.limits.artifact_mb << 20)
+        if evaluation is not None:
+            _copy(evaluation, data, MAX_EVALUATION_BYTES, what="The evaluation data")
         imported = service.import_model(
             services.registry,
             tenant=caller.tenant,
@@ -91,9 +95,10 @@ def import_model(
             draft=draft,
             file_name=(file.filename or "file")[:200],
             goldens=goldens,
+            evaluation=data if evaluation is not None else None,
             note=note,
         )
-    return rest.one(_model_json(imported), status=201, location=f"/api/v1/models/{imported.id}")
+    return rest.one(_model_json(imported, services.registry), status=201, location=f"/api/v1/models/{imported.id}")
 
 
 @router.get("/models")
@@ -111,8 +116,11 @@ def list_models(
 @router.get("/models/{model_id}")
 def get_model(request: Request, model_id: str, caller: Annotated[Caller, Depends(require("models:read"))]) -> Response:
     """One model version, e.g. digits-onnx.3; the newest when no version is named."""
-    found = service.get_model_version(services_of(request).registry, caller.tenant, model_id)
-    return rest.one({**_model_json(found), "manifest": json.loads(found.draft_json), "tensors": json.loads(found.tensors_json)}, revision=1)
+    registry = services_of(request).registry
+    found = service.get_model_version(registry, caller.tenant, model_id)
+    return rest.one(
+        {**_model_json(found, registry), "manifest": json.loads(found.draft_json), "tensors": json.loads(found.tensors_json)}, revision=1
+    )
 
 
 @router.get("/lines")
@@ -382,7 +390,8 @@ def _delta_json(view: DeltaView) -> dict[str, Any]:
     }
 
 
-def _model_json(model: ModelVersion) -> dict[str, Any]:
+def _model_json(model: ModelVersion, registry: Registry | None = None) -> dict[str, Any]:
+    """The model version; with a registry also what its reference profile says."""
     return {
         "id": model.id,
         "model": model.model,
@@ -391,10 +400,27 @@ def _model_json(model: ModelVersion) -> dict[str, Any]:
         "file": _file_json(model.file),
         "golden": _file_json(model.golden),
         "card": _file_json(model.card),
+        "profile": _file_json(model.profile) if model.profile else None,
+        **({"evaluation": _evaluation_json(registry, model.profile)} if registry is not None else {}),
         "device_types": list(model.device_types),
         "note": model.note,
         "created_by": model.created_by,
         "created_at": rest.iso(model.created_at),
+    }
+
+
+def _evaluation_json(registry: Registry, profile: FileRef | None) -> dict[str, Any] | None:
+    """What drift of the model version is judged by; None: imported without evaluation data."""
+    if profile is None:
+        return None
+    found = service.read_profile(registry, profile)
+    accuracy = found.accuracy
+    return {
+        "grid": found.grid.grid_id.hex(),
+        "rows": found.reference.rows,
+        "features": [feature.name for feature in found.grid.features],
+        "accuracy": round(accuracy.acc0, 4) if accuracy else None,
+        "trusted_under": sorted(accuracy.validated()) if accuracy else [],
     }
 
 
@@ -419,13 +445,14 @@ def _task_json(task: SigningTask) -> dict[str, Any]:
     }
 
 
-def _copy(upload: UploadFile, path: Path, limit: int) -> None:
+def _copy(upload: UploadFile, path: Path, limit: int, *, what: str = "") -> None:
     size = 0
     with path.open("wb") as out:
         while chunk := upload.file.read(_CHUNK):
             size += len(chunk)
             if size > limit:
-                raise InvalidError(f"The file is longer than the {limit} bytes allowed (limits.artifact_mb).", code="too-large")
+                allowed = f"{limit} bytes allowed" if what else f"{limit} bytes allowed (limits.artifact_mb)"
+                raise InvalidError(f"{what or 'The file'} is longer than the {allowed}.", code="too-large")
             out.write(chunk)
 
 
