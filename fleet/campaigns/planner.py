@@ -19,6 +19,8 @@ class Step(StrEnum):
     HOLD = "hold"
     #: Open the next phase.
     ADVANCE = "advance"
+    #: Open nothing further until somebody resumes it.
+    PAUSE = "pause"
     #: Too many failures: stop and take back what has no verdict.
     FAIL = "fail"
     #: All devices have a verdict: the campaign is done.
@@ -45,7 +47,19 @@ class Counts:
         return sum(counts.values()) if states is None else sum(counts.get(state, 0) for state in states)
 
 
-def decide(campaign: Campaign, counts: Counts, now: datetime) -> Decision:
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """Where the campaign's release stands in its line: below the floor no device installs it any more."""
+
+    counter: int
+    floor: int = 0
+
+    @property
+    def is_below_floor(self) -> bool:
+        return self.counter < self.floor
+
+
+def decide(campaign: Campaign, counts: Counts, now: datetime, rank: Rank) -> Decision:
     """The next step of a campaign. One step at a time: the caller counts again and asks again."""
     if campaign.is_over:
         return Decision(Step.HOLD, "over")
@@ -56,6 +70,9 @@ def decide(campaign: Campaign, counts: Counts, now: datetime) -> Decision:
         return Decision(Step.HOLD, "paused")
     if campaign.comparison.until is not None and now >= campaign.comparison.until:
         return Decision(Step.SUCCEED)
+    if rank.is_below_floor and any(counts.count(number) > counts.count(number, DECIDED) for number in range(len(campaign.phases))):
+        text = f"The release has counter {rank.counter}; the floor of line {campaign.line} was raised to {rank.floor}: devices refuse it."
+        return Decision(Step.PAUSE, text)
     if counts.count(campaign.phase, [UpdateState.WAITING]):
         return Decision(Step.ASSIGN)
     if counts.count(campaign.phase) > counts.count(campaign.phase, DECIDED):

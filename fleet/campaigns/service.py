@@ -33,7 +33,7 @@ from fleet.campaigns.model import (
     judge,
     judge_candidate,
 )
-from fleet.campaigns.planner import Counts, Step, decide, phase_of_newcomer, spread
+from fleet.campaigns.planner import Counts, Rank, Step, decide, phase_of_newcomer, spread
 from fleet.devices import store as device_store
 from fleet.devices.model import Device, DeviceFilter, DeviceIdentity, DeviceState
 from fleet.registry import deltas
@@ -154,15 +154,20 @@ def create_campaign(
 
 def _check_floor(tx: db.Connection, tenant: TenantId, release: Release) -> None:
     """Nothing when devices may still install the release (UPDATES 1.3, R1): else each of them would refuse it as "old-release"."""
-    line = registry_store.find_line(tx, tenant, release.line)
-    if line is not None and release.counter < line.floor:
+    rank = _rank(tx, tenant, release)
+    if rank.is_below_floor:
         raise ConflictError(
-            f"Release {release.id} has counter {release.counter}; the floor of line {release.line} was raised to {line.floor}: "
+            f"Release {release.id} has counter {rank.counter}; the floor of line {release.line} was raised to {rank.floor}: "
             "every device would refuse it.",
-            hint=f"Take a release with counter {line.floor} or higher (mooring release list), "
+            hint=f"Take a release with counter {rank.floor} or higher (mooring release list), "
             "or release the same content anew: mooring release create.",
             code="below-floor",
         )
+
+
+def _rank(tx: db.Connection, tenant: TenantId, release: Release) -> Rank:
+    line = registry_store.find_line(tx, tenant, release.line)
+    return Rank(release.counter, line.floor if line is not None else 0)
 
 
 def get_progress(database: db.Database, tenant: TenantId, campaign: str) -> Progress:
@@ -223,8 +228,15 @@ def pause(
 def resume(
     database: db.Database, *, tenant: TenantId, campaign: str, by: Actor, now: datetime, reason: str = "", revision: int | None = None
 ) -> Campaign:
-    """Go on. Raises: NotFoundError; ConflictError; StaleRevisionError."""
-    return _move(database, tenant, campaign, CampaignState.RUNNING, "campaign.resumed", by, now, reason, revision)
+    """Go on.
+
+    Raises: NotFoundError; ConflictError, with code "below-floor" while devices would refuse the release; StaleRevisionError.
+    """
+
+    def check(tx: db.Connection, found: Campaign) -> None:
+        _check_floor(tx, tenant, registry_store.get_release(tx, tenant, found.line, found.version))
+
+    return _move(database, tenant, campaign, CampaignState.RUNNING, "campaign.resumed", by, now, reason, revision, check)
 
 
 def abort(
@@ -332,7 +344,7 @@ def _join(tx: db.Connection, tenant: TenantId, name: str, device_type: DeviceTyp
     phase = phase_of_newcomer(campaign)
     release = registry_store.get_release(tx, tenant, campaign.line, campaign.version)
     is_fitting = any(device_type in variant.device_types for variant in release.variants)
-    if phase is None or not is_fitting or release.state is not ReleaseState.PUBLISHED:
+    if phase is None or not is_fitting or release.state is not ReleaseState.PUBLISHED or _rank(tx, tenant, release).is_below_floor:
         return 0
     devices = store.list_newcomers(tx, campaign, device_type, limit=BATCH)
     if devices:
@@ -348,7 +360,8 @@ def _step(tx: db.Connection, tenant: TenantId, name: str, now: datetime, on_chan
     if campaign.is_over:
         return Step.HOLD
     _time_out(tx, campaign, now)
-    decision = decide(campaign, store.count_updates(tx, campaign), now)
+    rank = _rank(tx, tenant, registry_store.get_release(tx, tenant, campaign.line, campaign.version))
+    decision = decide(campaign, store.count_updates(tx, campaign), now, rank)
     match decision.step:
         case Step.ASSIGN:
             _assign(tx, campaign, now, on_changed)
@@ -356,6 +369,10 @@ def _step(tx: db.Connection, tenant: TenantId, name: str, now: datetime, on_chan
             advanced = campaign.advanced(now=now)
             store.save_campaign(tx, advanced)
             _record(tx, advanced, LOOP, "campaign.advanced", now, detail={"phase": advanced.phase + 1})
+        case Step.PAUSE:
+            paused = campaign.moved(CampaignState.PAUSED, now=now, reason=decision.reason)
+            store.save_campaign(tx, paused)
+            _record(tx, paused, LOOP, "campaign.paused", now, reason=decision.reason)
         case Step.FAIL:
             failed = campaign.moved(CampaignState.FAILED, now=now, reason=decision.reason)
             store.save_campaign(tx, failed)
@@ -618,10 +635,12 @@ def _move(
     now: datetime,
     reason: str,
     revision: int | None,
+    check: Callable[[db.Connection, Campaign], None] = lambda _tx, _campaign: None,
 ) -> Campaign:
     with database.transaction() as tx:
         found = store.get_campaign(tx, tenant, name, is_held=True)
         db.check_revision(found.revision, revision, what=f"Campaign {name}")
+        check(tx, found)
         moved = found.moved(state, now=now, reason=reason)
         store.save_campaign(tx, moved)
         _record(tx, moved, by, action, now, reason=reason)

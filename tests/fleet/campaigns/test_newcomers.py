@@ -7,6 +7,7 @@ from fleet import audit, loop
 from fleet.campaigns.model import Phase
 from fleet.devices import groups, twins
 from fleet.devices import service as devices
+from fleet.registry import store as release_store
 from protocol.ids import DeviceId, GroupName, ReleaseVersion
 
 YARD = GroupName("yard")
@@ -56,6 +57,15 @@ def test_a_device_that_enrolls_into_a_group_gets_its_newest_succeeded_release_on
     assert joins(fleet) == [["cam-2"]]
     fleet.report("cam-2", release)
     assert fleet.states(made)["cam-2"] == "updated"
+
+
+def test_who_comes_after_the_floor_was_raised_above_what_the_group_runs_gets_nothing_that_it_would_refuse(succeeded):
+    fleet, made, _ = succeeded
+    with fleet.registry.database.transaction() as tx:
+        release_store.raise_floor(tx, T0, made.line, 2)
+    enroll(fleet, "cam-2")
+    assert fleet.tick() == 0
+    assert set(fleet.states(made)) == {"cam-1"}
 
 
 def test_a_device_that_does_not_use_the_line_or_has_another_type_gets_nothing(succeeded):

@@ -18,7 +18,7 @@ from fleet.campaigns.model import (
     UpdateState,
     check_phases,
 )
-from fleet.campaigns.planner import Counts, Step, decide, spread
+from fleet.campaigns.planner import Counts, Rank, Step, decide, spread
 from protocol.errors import ConflictError, InvalidError
 from protocol.ids import DeviceId, GroupName, LineName, ReleaseVersion, TenantId
 
@@ -45,6 +45,7 @@ def campaign(*phases: Phase, phase: int = 0, state: CampaignState = CampaignStat
     )
 
 
+RANK, BELOW = Rank(3, 3), Rank(3, 4)
 TWO = (Phase(until_percent=10, failure_threshold=0.0, soak_s=100), Phase())
 
 
@@ -71,13 +72,31 @@ TWO = (Phase(until_percent=10, failure_threshold=0.0, soak_s=100), Phase())
     ],
 )
 def test_the_next_step(made, counts, step):
-    assert decide(made, Counts(counts), NOW).step is step
+    assert decide(made, Counts(counts), NOW, RANK).step is step
+
+
+@pytest.mark.parametrize(
+    ("made", "counts", "step"),
+    [
+        (campaign(), {0: {W: 3}}, Step.PAUSE),
+        (campaign(), {0: {A: 1, U: 2}}, Step.PAUSE),
+        (campaign(*TWO), {0: {U: 1}, 1: {W: 9}}, Step.PAUSE),
+        (campaign(), {0: {U: 3}}, Step.SUCCEED),
+        (campaign(), {0: {U: 1, F: 1, W: 3}}, Step.FAIL),
+        (campaign(state=CampaignState.PAUSED), {0: {W: 3}}, Step.HOLD),
+        (campaign(state=CampaignState.ABORTED), {0: {W: 3}}, Step.HOLD),
+    ],
+)
+def test_a_campaign_whose_release_fell_below_the_floor_pauses_while_any_device_has_no_verdict(made, counts, step):
+    decision = decide(made, Counts(counts), NOW, BELOW)
+    assert decision.step is step
+    assert ("has counter 3; the floor of line l was raised to 4" in decision.reason) == (step is Step.PAUSE)
 
 
 def test_the_next_phase_opens_only_after_its_soak():
     counts = Counts({0: {U: 1}, 1: {W: 9}})
-    assert decide(campaign(*TWO), counts, NOW + timedelta(seconds=99)).step is Step.HOLD
-    assert decide(campaign(*TWO), counts, NOW + timedelta(seconds=100)).step is Step.ADVANCE
+    assert decide(campaign(*TWO), counts, NOW + timedelta(seconds=99), RANK).step is Step.HOLD
+    assert decide(campaign(*TWO), counts, NOW + timedelta(seconds=100), RANK).step is Step.ADVANCE
 
 
 @given(
@@ -93,7 +112,7 @@ def test_no_order_of_reports_makes_a_campaign_exceed_its_phase_or_go_on_past_its
     state = dict.fromkeys(place, W)
     for _ in range(500):
         counts = Counts({p: Counter(state[d] for d in place if place[d] == p) for p in range(len(percents))})
-        decision = decide(made, counts, NOW)
+        decision = decide(made, counts, NOW, RANK)
         assert all(state[d] is W for d in place if place[d] > made.phase)
         match decision.step:
             case Step.ASSIGN:

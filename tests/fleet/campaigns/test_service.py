@@ -214,6 +214,30 @@ def test_a_release_below_the_raised_floor_is_not_brought_to_devices_that_would_r
     assert fleet.assigned("cam-1").version == "1.1"
 
 
+def test_a_floor_that_is_raised_pauses_what_runs_below_it_and_resuming_is_refused_until_it_ends(make_fleet):
+    fleet = make_fleet("cam-1", "cam-2")
+    fleet.release("1.0")
+    fleet.release("1.1")
+    made = fleet.campaign("1.0", phases=(Phase(until_percent=50), Phase()))
+    with fleet.registry.database.transaction() as tx:
+        release_store.raise_floor(tx, T0, LINE, 2)
+    fleet.tick()
+    found = campaigns.get_progress(fleet.registry.database, T0, made.campaign).campaign
+    assert (found.state, found.reason) == (
+        "paused",
+        "The release has counter 1; the floor of line digits was raised to 2: devices refuse it.",
+    )
+    assert actions(fleet)[0] == "campaign.paused"
+    with pytest.raises(ConflictError, match="every device would refuse it") as caught:
+        campaigns.resume(fleet.registry.database, tenant=T0, campaign=made.campaign, by=ANNA, now=fleet.registry.clock.now())
+    assert caught.value.code == "below-floor"
+    fleet.tick()
+    assert fleet.state(made) == "paused"
+    loop.abort_campaign(fleet.registry, tenant=T0, campaign=made.campaign, by=ANNA, reason="floor raised")
+    fleet.campaign("1.1")
+    assert fleet.assigned("cam-1").version == "1.1"
+
+
 def test_offering_again_raises_the_attempt(make_fleet):
     fleet = make_fleet("cam-1", *(f"ok-{n}" for n in range(10)))
     release = fleet.release("1.0")
