@@ -241,7 +241,8 @@ class Sketcher:
 
 def _bounds(feature: FeatureGrid) -> FloatArray:
     """The largest value of each cell but the last, from under on: float32[K + 1]."""
-    below = np.nextafter(np.float32(feature.low), np.float32(-np.inf))
+    with np.errstate(over="ignore"):
+        below = np.nextafter(np.float32(feature.low), np.float32(-np.inf))
     return np.array([below, *feature.edges, feature.high], dtype=np.float32)
 
 

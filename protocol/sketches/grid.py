@@ -184,8 +184,9 @@ def fit_on_edges(name: str, group: FeatureGroup, values: npt.ArrayLike, edges: S
     inner = np.unique(np.asarray(edges, dtype=np.float32))
     inner = inner[(inner >= low) & (inner < high)]
     counts = np.bincount(np.searchsorted(inner, finite, side="left"), minlength=len(inner) + 1)
-    first, center, third = np.quantile(finite, (0.25, 0.5, 0.75))
-    scale = np.float32((float(third) - float(first)) / _IQR_PER_DEVIATION)
+    first, center, third = np.quantile(finite.astype(np.float64), (0.25, 0.5, 0.75)).tolist()
+    with np.errstate(over="ignore"):
+        scale = np.float32((third - first) / _IQR_PER_DEVIATION)
     masses = (counts / len(finite)).astype(np.float32)
     return FeatureGrid(
         name=name,

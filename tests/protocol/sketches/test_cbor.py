@@ -5,11 +5,14 @@ from typing import Any
 
 import cbor2
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import InvalidError
 from protocol.sketches import cbor
+
+#: Each example is cheap; so are the tests together.
+FEW = settings(max_examples=40)
 
 keys = st.integers(0, 2**40) | st.text(max_size=5)
 values = st.recursive(
@@ -28,6 +31,7 @@ def decoded(data: bytes) -> Any:
     return cbor.decode(data, max_bytes=1000, what="This")
 
 
+@FEW
 @given(values)
 def test_what_was_encoded_is_decoded(value: Any):
     try:
@@ -38,6 +42,7 @@ def test_what_was_encoded_is_decoded(value: Any):
         assert found == value
 
 
+@FEW
 @given(st.binary(max_size=60))
 def test_what_is_accepted_has_these_bytes_alone(data: bytes):
     try:

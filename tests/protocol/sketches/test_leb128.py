@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import InvalidError
 from protocol.sketches import leb128
+
+#: Each example is cheap; so are the tests together.
+FEW = settings(max_examples=40)
 
 LARGEST = 2**63 - 1
 numbers = st.one_of(st.integers(0, 3), st.integers(100, 300), st.integers(0, LARGEST))
@@ -22,12 +25,14 @@ def test_numbers_of_the_standard_have_its_bytes(number: int, wanted: str):
     assert leb128.decode(bytes.fromhex(wanted), 1).tolist() == [number]
 
 
+@FEW
 @given(st.lists(numbers, max_size=60))
 def test_what_was_encoded_is_decoded(values: list[int]):
     data = leb128.encode(np.array(values, dtype=np.int64))
     assert leb128.decode(data, len(values)).tolist() == values
 
 
+@FEW
 @given(st.lists(st.lists(st.one_of(st.integers(0, 200), st.integers(0, 2**50)), min_size=5, max_size=5), max_size=12), st.integers(1, 60))
 def test_a_sum_of_encodings_is_the_sum_of_numbers(rows: list[list[int]], chunk_bytes: int):
     parts = [leb128.encode(np.array(row, dtype=np.int64)) for row in rows]
@@ -79,6 +84,7 @@ def test_a_number_below_zero_has_no_bytes():
         leb128.encode(np.array([1, -1]))
 
 
+@FEW
 @given(st.lists(st.integers(-(2**62), 2**62 - 1), max_size=20))
 def test_signed_numbers_come_back(values: list[int]):
     array = np.array(values, dtype=np.int64)
