@@ -40,6 +40,7 @@ def create() -> None:
         sa.Column("file", sa.Text, nullable=False),
         sa.Column("golden", sa.Text, nullable=False),
         sa.Column("card", sa.Text, nullable=False),
+        sa.Column("profile", sa.Text),
         sa.Column("draft", sa.Text, nullable=False),
         sa.Column("tensors", sa.Text, nullable=False),
         sa.Column("device_types", sa.Text, nullable=False),
