@@ -40,9 +40,12 @@ class Scatter:
     def inverse(self) -> DoubleArray:
         """L⁻¹, float64[d, d]. Raises: InvalidError (bad-reference) when there is none."""
         try:
-            return np.tril(np.linalg.inv(self.factor))
+            inverse = np.tril(np.linalg.inv(self.factor))
         except np.linalg.LinAlgError:
-            raise InvalidError("A covariance that cannot be inverted.", code="bad-reference") from None
+            inverse = np.full(self.factor.shape, np.nan)
+        if not np.isfinite(inverse).all():
+            raise InvalidError("A covariance that cannot be inverted; wanted one with an inverse of finite numbers.", code="bad-reference")
+        return inverse
 
     def standardized(self, summaries: DoubleArray) -> DoubleArray:
         """The x of vectors float64[n, d]; 0 where a coordinate is not known."""

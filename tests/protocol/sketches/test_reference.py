@@ -1,0 +1,383 @@
+"""What a device learns of its clean windows, and how surprising another one is."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cbor2
+import numpy as np
+import pytest
+from grids import MODEL, plain_grid, plain_reference, wide_grid
+
+from protocol.errors import InvalidError
+from protocol.sketches import reference as references
+from protocol.sketches.evidence import e_values
+from protocol.sketches.grid import FeatureGroup, Grid
+from protocol.sketches.reference import (
+    DeviceReference,
+    Grade,
+    carried_over,
+    choose_block,
+    complete_days,
+    cross_scores,
+    decode_reference,
+    encode_reference,
+    fit_reference,
+    grade_of,
+    shared_coordinates,
+)
+from protocol.sketches.scatter import Scatter, fit_scatter
+from protocol.sketches.tail import MAX_SCORES, P_MAX, P_MIN, Tail, fit_tail
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "sketches" / "reference.1.cbor"
+GRID = plain_grid()
+D = 9
+FIRST = 144 * 20_000
+
+
+def vectors(generator: np.random.Generator, n: int, d: int = D) -> np.ndarray:
+    """Summaries float64[n, d] of coordinates that hang together."""
+    mixing = np.random.default_rng(99).normal(size=(d, d)) / np.sqrt(d)
+    return generator.normal(size=(n, d)) @ mixing + 0.1
+
+
+def learned(days: int, *, seed: int = 0, **other: Any) -> DeviceReference:
+    """A reference of so many days of independent windows."""
+    n = 144 * days
+    return fit_reference(vectors(np.random.default_rng(seed), n), FIRST + np.arange(n), grid=GRID, model=MODEL, **other)
+
+
+# --- mean and covariance ---
+
+
+def test_the_shrinkage_is_that_of_ledoit_and_wolf():
+    covariance = pytest.importorskip("sklearn.covariance", reason="scikit-learn is no dependency")
+    summaries = vectors(np.random.default_rng(1), 300)
+    made = fit_scatter(summaries)
+    x = made.standardized(summaries)
+    wanted, shrinkage = covariance.ledoit_wolf(x, assume_centered=True)
+    assert made.shrinkage == pytest.approx(shrinkage)
+    assert np.allclose(made.factor @ made.factor.T, wanted)
+
+
+def test_the_score_is_the_distance_that_contributions_add_up_to():
+    made = fit_scatter(vectors(np.random.default_rng(2), 500))
+    fresh = vectors(np.random.default_rng(3), 20)
+    x = (fresh - made.mean) / made.deviation
+    inverse = np.linalg.inv(made.factor @ made.factor.T)
+    wanted = np.einsum("nd,de,ne->n", x, inverse, x)
+    assert np.allclose(made.scores(fresh), wanted)
+    assert [made.contributions(row).sum() for row in fresh] == pytest.approx(wanted.tolist())
+
+
+def test_what_is_not_known_counts_as_average():
+    summaries = vectors(np.random.default_rng(4), 400)
+    summaries[::7, 2] = np.nan
+    summaries[:, 5] = np.nan
+    made = fit_scatter(summaries)
+    assert made.mean[2] == pytest.approx(np.nanmean(summaries[:, 2]))
+    assert np.isnan(made.mean[5])
+    row = vectors(np.random.default_rng(5), 1)
+    others = np.where(np.arange(D) == 5, 1e9, row)
+    assert made.scores(row) == pytest.approx(made.scores(others)), "a coordinate that was never known raises nothing"
+
+
+def test_a_coordinate_that_never_varied_has_the_least_deviation():
+    summaries = vectors(np.random.default_rng(6), 200)
+    summaries[:, 0] = 0.25
+    assert fit_scatter(summaries).deviation[0] == 1e-3
+    assert fit_scatter(summaries, floor=0.01).deviation[0] == 0.01
+
+
+def test_windows_that_are_all_the_same_are_degenerate():
+    made = fit_scatter(np.full((50, D), 0.5))
+    assert made.is_degenerate
+    assert made.shrinkage == 1
+
+
+def test_one_window_makes_no_covariance():
+    with pytest.raises(InvalidError) as refused:
+        fit_scatter(np.ones((1, D)))
+    assert refused.value.code == "too-few"
+
+
+def test_a_part_is_the_covariance_of_those_coordinates():
+    made = fit_scatter(vectors(np.random.default_rng(7), 500))
+    chosen = np.array([1, 4, 6])
+    whole = made.factor @ made.factor.T
+    part = made.part(chosen)
+    assert np.allclose(part.factor @ part.factor.T, whole[np.ix_(chosen, chosen)])
+    assert part.mean.tolist() == made.mean[chosen].tolist()
+
+
+# --- the tail ---
+
+
+def test_a_tail_of_known_shape_is_found():
+    uniform = (np.arange(20_000) + 0.5) / 20_000
+    made = fit_tail(4 * (uniform**-0.2 - 1) / 0.2)
+    assert made.xi == pytest.approx(0.2, abs=0.03)
+    assert made.q == pytest.approx(4 * (0.05**-0.2 - 1) / 0.2, rel=0.01)
+    assert len(made.scores) == MAX_SCORES
+
+
+def test_p_values_are_ranks_up_to_the_tail_and_the_tail_beyond():
+    made = Tail(np.arange(200, dtype=np.float32), q=189.05, xi=0.1, sigma=5.0)
+    assert made.p_values(np.array([0.0, 100.0, 100.5, 189.0])) == pytest.approx([P_MAX, 101 / 201, 100 / 201, 12 / 201])
+    assert made.p_values(np.array([199.05]))[0] == pytest.approx(0.05 * (1 + 0.1 * 10 / 5) ** -10, rel=1e-5)
+    assert made.p_values(np.array([1e30, 1e300, np.inf])).tolist() == [P_MIN] * 3
+    assert np.isnan(made.p_values(np.array([np.nan]))[0])
+
+
+def test_p_values_never_rise_with_the_score():
+    made = fit_tail(np.random.default_rng(8).gamma(4, size=1000))
+    p = made.p_values(np.linspace(0, 60, 5000))
+    # at the seam rank and tail differ by what a step of ranks is
+    assert np.diff(p).max() < 2 / 1000
+    assert ((p >= P_MIN) & (p <= P_MAX)).all()
+
+
+@pytest.mark.parametrize("scores", [np.arange(99.0), np.ones(500), np.array([np.inf] * 200), np.array([np.nan] * 200)])
+def test_too_few_scores_or_scores_all_alike_make_no_tail(scores: np.ndarray):
+    with pytest.raises(InvalidError) as refused:
+        fit_tail(scores)
+    assert refused.value.code == "too-few"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": np.arange(99, dtype=np.float32)},
+        {"scores": np.arange(200, dtype=np.float32)[::-1]},
+        {"scores": np.arange(-1, 199, dtype=np.float32)},
+        {"scores": np.full(200, np.nan, np.float32)},
+        {"q": 500.0},
+        {"q": float("nan")},
+        {"xi": 0.0},
+        {"xi": 2.0},
+        {"sigma": 0.0},
+        {"sigma": float("inf")},
+    ],
+)
+def test_a_tail_that_contradicts_itself_is_refused(change: dict[str, Any]):
+    with pytest.raises(InvalidError) as refused:
+        replace(plain_reference().tail, **change)
+    assert refused.value.code == "bad-reference"
+
+
+# --- the promise behind both ---
+
+
+@pytest.mark.parametrize("days", [14, 28])
+def test_p_is_uniform_and_the_mean_of_e_at_most_1_on_fresh_windows(days: int):
+    """Over references: what one of them lacks by chance, others have too much of."""
+    shares, means = [], []
+    for seed in range(24):
+        made = learned(days, seed=seed)
+        p = made.p_values(made.scores(vectors(np.random.default_rng(1000 + seed), 4000)))
+        shares.append([(p <= level).mean() for level in (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)])
+        means.append(e_values(p).mean())
+    seen, error = np.mean(shares, axis=0), np.std(shares, axis=0) / np.sqrt(len(shares))
+    assert (np.abs(seen - [0.01, 0.05, 0.25, 0.5, 0.75, 0.95]) < 4 * error + 0.01).all(), seen
+    assert np.mean(means) <= 1 + 3 * np.std(means) / np.sqrt(len(means))
+
+
+def test_scores_of_windows_that_were_fitted_on_are_too_small():
+    """Why the tail has days of its own: with many coordinates the difference is plain."""
+    summaries = vectors(np.random.default_rng(9), 400, 80)
+    days = np.arange(400) // 30
+    assert fit_scatter(summaries).scores(summaries).mean() < 0.9 * cross_scores(summaries, days).mean()
+
+
+def test_a_window_that_moved_is_surprising():
+    made = learned(28)
+    moved = vectors(np.random.default_rng(10), 100) + 1.5
+    assert np.median(made.p_values(made.scores(moved))) < 1e-4
+
+
+# --- days, grades, blocks ---
+
+
+def test_a_day_is_complete_with_four_fifths_of_its_windows():
+    whole, short = FIRST + np.arange(116), FIRST + 144 + np.arange(115)
+    doubled = FIRST + 288 + np.repeat(np.arange(60), 2)
+    assert complete_days(np.concatenate([whole, short, doubled])).tolist() == [20_000]
+
+
+def test_grades_follow_days():
+    assert [grade_of(days) for days in (0, 13, 14, 27, 28, 99)] == [
+        *[Grade.COLLECTING] * 2,
+        *[Grade.PROVISIONAL] * 2,
+        *[Grade.CALIBRATED] * 2,
+    ]
+
+
+def test_too_few_days_are_refused_and_say_how_many_are_wanted():
+    with pytest.raises(InvalidError, match=r"13 complete days.*wanted 14") as refused:
+        learned(13)
+    assert refused.value.code == "too-few"
+
+
+@pytest.mark.parametrize(("days", "grade", "last"), [(14, Grade.PROVISIONAL, 14), (27, Grade.PROVISIONAL, 14), (40, Grade.CALIBRATED, 28)])
+def test_a_reference_says_what_it_was_learned_from(days: int, grade: Grade, last: int):
+    made = learned(days)
+    assert (made.grade, made.windows, made.first_w0, made.last_w0) == (grade, 2016, FIRST, FIRST + 144 * last - 1)
+    assert made.may_alarm
+    assert len(made.tail.scores) == 2016
+
+
+def test_a_recording_is_provisional_whatever_its_length():
+    made = learned(28, is_recorded=True)
+    assert (made.grade, made.is_recorded) == (Grade.PROVISIONAL, True)
+
+
+def test_windows_that_never_vary_make_no_reference():
+    with pytest.raises(InvalidError) as refused:
+        fit_reference(np.ones((144 * 28, D)), FIRST + np.arange(144 * 28), grid=GRID, model=MODEL)
+    assert refused.value.code == "too-few"
+
+
+@pytest.mark.parametrize(
+    ("period", "is_indoor", "wanted"),
+    [(None, True, 36), (None, False, 144), (1440, True, 288), (1440, False, 288)],
+)
+def test_blocks_are_so_long_that_they_do_not_follow_each_other(period: int | None, is_indoor, wanted: int):
+    generator = np.random.default_rng(11)
+    w0s = FIRST + np.arange(144 * 28)
+    scores = generator.gamma(4, size=len(w0s))
+    if period is not None:  # a slow wave: neighbouring days are alike
+        scores += 3 * np.sin(np.arange(len(w0s)) / period * 2 * np.pi)
+    assert choose_block(scores, w0s, is_indoor=is_indoor) >= wanted if period else choose_block(scores, w0s, is_indoor=is_indoor) == wanted
+
+
+def test_few_blocks_tell_nothing_about_each_other():
+    w0s = FIRST + np.arange(144 * 3)
+    assert choose_block(np.arange(len(w0s), dtype=np.float64), w0s) == 144
+
+
+# --- a new release ---
+
+
+def other_release(*, step_s: int = 1) -> Grid:
+    """The same input feature, another embedding, in another order."""
+    brightness, embedding, confidence = GRID.features
+    return Grid((replace(embedding, low=4.0), brightness, confidence), GRID.classes, step_s, 1)
+
+
+def test_a_release_keeps_what_input_features_have_learned():
+    made = learned(28)
+    new = other_release()
+    assert [places.tolist() for places in shared_coordinates(GRID, new)] == [[0, 3], [1, 4]]
+    stored = vectors(np.random.default_rng(12), 4000)
+    kept = carried_over(made, GRID, new, stored, model=bytes(16))
+    assert kept is not None
+    assert (kept.grid_id, kept.model, kept.coordinates.tolist()) == (new.grid_id, bytes(16), [1, 4])
+    fresh = vectors(np.random.default_rng(13), 4000)
+    p = kept.p_values(kept.scores(fresh[:, [1, 0, 2, 4, 3, 5, 6, 7, 8]]))
+    assert (p <= 0.05).mean() == pytest.approx(0.05, abs=0.015)
+    assert decode_reference(kept.encoded, new).reference_id == kept.reference_id
+
+
+def test_windows_of_an_alarm_are_left_out_of_the_new_tail():
+    made, stored = learned(28), vectors(np.random.default_rng(14), 600)
+    stored[400:] += 50
+    clean = [True] * 400 + [False] * 200
+    kept = carried_over(made, GRID, other_release(), stored, model=MODEL, clean=clean)
+    assert kept is not None
+    assert len(kept.tail.scores) == 400
+
+
+def test_another_step_or_grid_keeps_nothing():
+    for new in (other_release(step_s=2), wide_grid(features=3)):
+        assert carried_over(learned(14), GRID, new, vectors(np.random.default_rng(15), 500), model=MODEL) is None
+
+
+def test_only_input_features_are_kept():
+    same = Grid(tuple(replace(one, group=FeatureGroup.OUTPUT) for one in GRID.features), GRID.classes, 1, 1)
+    assert shared_coordinates(same, same)[0].size == 0
+
+
+# --- its bytes ---
+
+
+def test_the_bytes_of_format_1_stay_what_they_are():
+    assert encode_reference(plain_reference()) == GOLDEN.read_bytes()
+    assert decode_reference(GOLDEN.read_bytes(), GRID).reference_id == plain_reference().reference_id
+
+
+def test_what_was_learned_judges_the_same_after_a_restart():
+    made = learned(14)
+    again = decode_reference(made.encoded, GRID)
+    fresh = vectors(np.random.default_rng(16), 50)
+    assert again.encoded == made.encoded
+    assert again.scores(fresh).tolist() == made.scores(fresh).tolist()
+    assert again.scores(fresh * 1e30).max() < np.inf
+
+
+def test_the_largest_reference_stays_within_its_bytes():
+    grid = wide_grid()
+    n = 144 * 28
+    made = fit_reference(vectors(np.random.default_rng(17), n, 84), FIRST + np.arange(n), grid=grid, model=MODEL)
+    full = replace(made, tail=replace(made.tail, scores=np.sort(np.resize(made.tail.scores, MAX_SCORES))))
+    assert len(encode_reference(full)) < references.MAX_REFERENCE_BYTES
+
+
+def test_a_reference_on_another_grid_is_refused():
+    with pytest.raises(InvalidError) as refused:
+        decode_reference(GOLDEN.read_bytes(), wide_grid())
+    assert refused.value.code == "unknown-grid"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "code"),
+    [
+        ((0,), 2, "unknown-version"),
+        ((14,), 1, "bad-reference"),
+        ((2,), bytes(15), "bad-reference"),
+        ((2,), 5, "bad-reference"),
+        ((3,), 0, "bad-reference"),
+        ((3,), 3, "bad-reference"),
+        ((4,), 145, "bad-reference"),
+        ((4,), "x", "bad-reference"),
+        ((5,), "x", "bad-reference"),
+        ((5,), b"\x00", "length"),
+        ((5,), bytes([0, 0, 1, 2, 3]), "bad-reference"),
+        ((5,), bytes([0, 1, 2, 3, 9]), "bad-reference"),
+        ((6,), bytes(7), "bad-reference"),
+        ((6,), b"", "bad-reference"),
+        ((6,), bytes(8 * 10), "bad-reference"),
+        ((7,), bytes(40), "bad-reference"),
+        ((7,), bytes(8), "bad-reference"),
+        ((8,), bytes(8 * 15), "bad-reference"),
+        ((8,), np.full(15, np.nan).tobytes(), "bad-reference"),
+        ((9,), np.array([2.0, 47.5, 0.25, 1.5]).tobytes(), "bad-reference"),
+        ((9,), np.array([0.25, 47.5, 0.25]).tobytes(), "bad-reference"),
+        ((10,), bytes(3), "bad-reference"),
+        ((10,), bytes(4 * (MAX_SCORES + 1)), "bad-reference"),
+        ((11,), [5, 4, 3], "bad-reference"),
+        ((11,), [1, 2], "bad-reference"),
+        ((11,), [1, 2, 1], "bad-reference"),
+        ((12,), 1, "bad-reference"),
+        ((13,), None, "bad-reference"),
+    ],
+)
+def test_bytes_of_something_else_are_refused(path: tuple[int, ...], value: Any, code: str):
+    document = cbor2.loads(GOLDEN.read_bytes())
+    document[path[0]] = value
+    with pytest.raises(InvalidError) as refused:
+        decode_reference(cbor2.dumps(document, canonical=True), GRID)
+    assert refused.value.code == code
+
+
+def test_no_map_and_too_many_bytes_are_no_reference():
+    for data, code in ((b"\x80", "bad-reference"), (bytes(70_000), "too-large")):
+        with pytest.raises(InvalidError) as refused:
+            decode_reference(data, GRID)
+        assert refused.value.code == code
+
+
+def test_a_factor_that_cannot_be_inverted_is_refused():
+    made = Scatter(np.zeros(2), np.ones(2), np.array([[1e-320, 0], [1, 1]]), 0.0)
+    with pytest.raises(InvalidError) as refused:
+        _ = made.inverse
+    assert refused.value.code == "bad-reference"
