@@ -27,7 +27,7 @@ from agent.config import (
     mask,
 )
 from agent.control import ask
-from agent.identity import Identity, certificate_life, load_identity, open_client
+from agent.identity import Authorities, Identity, certificate_life, load_identity, open_client, read_authorities, renewal_from
 from agent.reporting import probe_in_child
 from agent.uplink import parse_endpoint, try_broker
 from protocol.errors import MooringError, TransferError
@@ -96,7 +96,7 @@ def examine(config: AgentConfig, *, now: Callable[[], datetime] = lambda: dateti
         checks += _server(identity, config, now)
         checks.append(_broker(identity, config, status))
     else:
-        checks += [Check(name, Verdict.SKIP, "This device is not enrolled.") for name in ("server", "clock", "broker")]
+        checks += [Check(name, Verdict.SKIP, "This device is not enrolled.") for name in ("server", "clock", "authority", "broker")]
     return checks
 
 
@@ -210,10 +210,38 @@ def _server(identity: Identity, config: AgentConfig, now: Callable[[], datetime]
         with open_client(identity.tls_context(), base_url=url, proxy=config.server.proxy, timeout_s=CONNECT_TIMEOUT_S) as client:
             response = client.get("/enroll/v1/ca")
     except MooringError as error:
-        return [Check("server", Verdict.FAIL, error.message, error.hint or ""), Check("clock", Verdict.SKIP, "The server tells no time.")]
-    verdict = Verdict.OK if response.status_code == 200 else Verdict.FAIL
-    advice = "" if verdict is Verdict.OK else "Look at the server's log."
-    return [Check("server", verdict, f"{url} answers {response.status_code}.", advice), _clock(response.headers.get("date"), now())]
+        failed = Check("server", Verdict.FAIL, error.message, error.hint or "")
+        return [failed, Check("clock", Verdict.SKIP, "The server tells no time."), _authority(identity, None)]
+    is_well = response.status_code == 200
+    advice = "" if is_well else "Look at the server's log."
+    return [
+        Check("server", Verdict.OK if is_well else Verdict.FAIL, f"{url} answers {response.status_code}.", advice),
+        _clock(response.headers.get("date"), now()),
+        _authority(identity, response.text if is_well else None),
+    ]
+
+
+def _authority(identity: Identity, served: str | None) -> Check:
+    """Whom this device trusts, and whether it has followed a replacement; `served`: whom the server says is trusted, None: unknown."""
+    try:
+        found, renewal = read_authorities(identity), renewal_from(identity)
+    except MooringError as error:
+        return Check("authority", Verdict.FAIL, error.message, "Enroll again.")
+    when = f"The certificate is renewed from {renewal:%Y-%m-%d} on."
+    if found.issuer is None:
+        return Check("authority", Verdict.FAIL, "No authority that this device trusts issued its certificate.", "Enroll again.")
+    if served is not None and served != found.pem:
+        text = f"The server's authority is being replaced or was; this device still trusts {_authorities(found)}."
+        return Check("authority", Verdict.WARN, text, "The agent renews by itself with its next report; leave it running and online.")
+    if found.trusted > 1:
+        return Check("authority", Verdict.OK, f"It is being replaced; this device trusts {_authorities(found)}. {when}")
+    return Check("authority", Verdict.OK, f"One is trusted. {when}")
+
+
+def _authorities(found: Authorities) -> str:
+    if found.trusted == 1:
+        return "one, which issued its certificate"
+    return f"{found.trusted}; its certificate is of {'the one that issues now' if found.issuer == 0 else 'the former one'}"
 
 
 def _clock(date: str | None, now: datetime) -> Check:

@@ -13,7 +13,7 @@ import re
 import shutil
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -212,10 +212,43 @@ def certificate_life(identity: Identity) -> tuple[datetime, datetime]:
     return certificate.not_valid_before_utc, certificate.not_valid_after_utc
 
 
+def renewal_from(identity: Identity) -> datetime:
+    """From when on, in system time, the device renews its certificate by itself: its last third. Raises: DeviceError."""
+    start, end = certificate_life(identity)
+    return end - (end - start) / 3
+
+
 def is_renewal_due(identity: Identity, now: datetime) -> bool:
     """Whether less than a third of the certificate's life is left at the system time `now`. Raises: DeviceError."""
-    start, end = certificate_life(identity)
-    return now > end - (end - start) / 3
+    return now > renewal_from(identity)
+
+
+@dataclass(frozen=True, slots=True)
+class Authorities:
+    """Whom the device trusts: more than one while the authority is being replaced."""
+
+    trusted: int
+    #: Which of them issued the device's certificate, the first one being the one that issued then; None: none that it trusts.
+    issuer: int | None
+    pem: str
+
+
+def read_authorities(identity: Identity) -> Authorities:
+    """The authorities that the device trusts, as its files say. Raises: DeviceError when they cannot be read."""
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        data = read_bounded(identity.ca_path, MAX_PEM_BYTES)
+        trusted = x509.load_pem_x509_certificates(data)
+        own = x509.load_pem_x509_certificate(read_bounded(identity.certificate_path, MAX_PEM_BYTES))
+    except (OSError, ValueError, InvalidError) as error:
+        raise DeviceError(f"The authorities in {identity.folder} cannot be read: {error}.", code="identity-broken") from None
+    for number, authority in enumerate(trusted):
+        with suppress(ValueError, TypeError, InvalidSignature):
+            own.verify_directly_issued_by(authority)
+            return Authorities(len(trusted), number, data.decode())
+    return Authorities(len(trusted), None, data.decode(errors="replace"))
 
 
 def is_authority_changed(identity: Identity, client: "httpx.Client") -> bool:

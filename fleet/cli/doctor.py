@@ -20,6 +20,8 @@ from protocol.errors import MooringError
 
 #: Below this a server soon stops taking models, bytes.
 LOW_DISK_BYTES = 2 << 30
+#: Devices named in one finding.
+NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +37,9 @@ class Finding:
 def doctor(
     data: Path | None = DataOption, config: Path | None = ConfigOption, server: str | None = ServerOption, as_json: bool = JsonOption
 ) -> None:
-    """Check broker program, disk, database, keys, and the server. Ends with 1 when something is wrong."""
+    """Check broker program, disk, database, keys, the certificate authority, and the server. Ends with 1 when something is wrong."""
     settings = settings_of(data, config)
-    found = [finding for check in (_broker, _disk, _database, _keys) for finding in check(settings)]
+    found = [finding for check in (_broker, _disk, _database, _keys, _authority) for finding in check(settings)]
     found += _server(server)
     if as_json:
         output.document([{"what": one.what, "state": one.state, "text": one.text, "advice": one.advice} for one in found])
@@ -105,6 +107,30 @@ def _keys(settings: FleetConfig) -> list[Finding]:
     alarms = KeyStatus(folders, guard=guard).alarms(clock.now())
     states = {"error": "error", "warning": "warning", "info": "warning"}
     return [Finding("keys", states[one.severity], one.text, one.advice) for one in alarms] or [Finding("keys", "ok", f"{len(rows)} roles")]
+
+
+def _authority(settings: FleetConfig) -> list[Finding]:
+    from fleet.db import Database
+    from fleet.devices.pki import authority_files, open_authority
+    from fleet.devices.rotation import Stage, read_status
+
+    if not authority_files(settings.pki_dir, 1)[0].exists():
+        return [Finding("authority", "warning", f"none in {settings.pki_dir} yet", "`mooring serve` makes it at its first start.")]
+    database = Database(settings.effective_database_url)
+    try:
+        found = read_status(database, open_authority(settings.pki_dir, settings.pki))
+    except (MooringError, OSError) as error:
+        return [Finding("authority", "error", str(error), "May this user read it? See: mooring authority status")]
+    finally:
+        database.dispose()
+    followed = f"{found.devices - found.waiting} of {found.devices} devices have followed"
+    missing = f"; not yet: {', '.join(found.latecomers[:NAMED])}{' …' if found.waiting > NAMED else ''}" if found.waiting else ""
+    text = f"issues until {found.ends_at:%Y-%m-%d}; {followed}{missing}"
+    if found.stage is Stage.SETTLED:
+        return [Finding("authority", "ok", text)]
+    step = "switch" if found.stage is Stage.BEGUN else "finish"
+    advice = "Wait for them, or see: mooring authority status" if found.waiting else f"mooring authority {step}"
+    return [Finding("authority", "warning", f"being replaced ({found.stage}): {text}", advice)]
 
 
 def _server(chosen: str | None) -> list[Finding]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from simulators.authority import Authority
 from simulators.device import LINE, make_release
 from simulators.device_api import DeviceApi
 from waiting import wait_until
@@ -170,7 +171,7 @@ def test_the_doctor_finds_everything_wrong_on_a_fresh_device(run):
     assert found["identity"]["verdict"] == "fail"
     assert "enroll" in found["identity"]["advice"]
     assert found["rt:onnx"]["verdict"] == "ok"
-    assert {found[name]["verdict"] for name in ("server", "clock", "broker")} == {"skip"}
+    assert {found[name]["verdict"] for name in ("server", "clock", "authority", "broker")} == {"skip"}
     assert all(check["advice"] for check in found.values() if check["verdict"] in {"fail", "warn"})
 
 
@@ -181,8 +182,35 @@ def test_the_doctor_is_content_with_a_device_that_is_well(tmp_path, broker, make
     identity = make_identity(broker.url, server=api.url)
     identity.folder.rename(config.identity_dir)
     found = verdicts(doctor.examine(config))
-    assert {found[name] for name in ("disk", "identity", "server", "clock", "broker", "source:front")} == {Verdict.OK}
+    assert {found[name] for name in ("disk", "identity", "server", "clock", "authority", "broker", "source:front")} == {Verdict.OK}
     assert found["agent"] is Verdict.WARN  # it does not run
+
+
+def test_the_doctor_says_how_far_the_device_follows_when_the_authority_is_replaced(make_identity, authority):
+    identity, other = make_identity("mqtts://127.0.0.1:9"), Authority("the next one")
+    old, new = authority.pem.decode(), other.pem.decode()
+    day = f"renewed from {datetime.now(UTC) - timedelta(days=1) + timedelta(days=61) * 2 / 3:%Y-%m-%d} on"
+
+    def look(trusted: str, served: str | None) -> tuple[Verdict, str]:
+        identity.ca_path.write_text(trusted)
+        found = doctor._authority(identity, served)
+        return found.verdict, found.text
+
+    assert look(old, old) == (Verdict.OK, f"One is trusted. The certificate is {day}.")
+    assert look(old, None) == look(old, old)
+    begun = look(old, old + new)  # the server began, this device has not followed
+    assert begun[0] is Verdict.WARN
+    assert "still trusts one" in begun[1]
+    followed = look(old + new, old + new)
+    assert followed == (
+        Verdict.OK,
+        f"It is being replaced; this device trusts 2; its certificate is of the one that issues now. The certificate is {day}.",
+    )
+    switched = look(old + new, new + old)
+    assert switched[0] is Verdict.WARN
+    assert "certificate is of the former one" in look(new + old, new + old)[1]
+    assert look(new, new) == (Verdict.FAIL, "No authority that this device trusts issued its certificate.")
+    assert look("nonsense", None)[0] is Verdict.FAIL
 
 
 @pytest.fixture

@@ -192,7 +192,26 @@ def test_the_servers_own_commands_look_into_its_folder(run: Run, site: ConsoleSi
     assert "user consumer.grafana\ntopic read mooring/1/t0/f/#\ntopic read mooring/1/t0/d/+/tel/#" in rules
     assert run("db", "migrate", "--data", data, user="").code == 0
     findings = {one["what"]: one["state"] for one in run("doctor", "--data", data, "--json", user="").document}
-    assert (findings["database"], findings["keys"]) == ("ok", "warning")
+    assert (findings["database"], findings["keys"], findings["authority"]) == ("ok", "warning", "ok")
+
+
+def test_the_doctor_says_that_the_authority_is_being_replaced_and_what_comes_next(run: Run, tmp_path: Path):
+    data = str(tmp_path / "data")
+
+    def look() -> tuple[str, str, str]:
+        found = {one["what"]: one for one in run("doctor", "--data", data, "--json", user="").document}["authority"]
+        return found["state"], found["text"].split(";")[0].split(" issues")[0], found["advice"]
+
+    assert look()[0] == "warning"
+    (tmp_path / "data" / "pki").mkdir(parents=True)
+    assert run("db", "migrate", "--data", data, user="").code == 0
+    assert run("authority", "status", "--data", data, user="").code == 0
+    assert look()[0] == "ok"
+    for step, stage, following in (("begin", "begun", "switch"), ("switch", "switched", "finish")):
+        assert run("authority", step, "--reason", "drill", "--data", data, user="").code == 0
+        assert look() == ("warning", f"being replaced ({stage}):", f"mooring authority {following}")
+    assert run("authority", "finish", "--reason", "drill", "--data", data, user="").code == 0
+    assert look()[0] == "ok"
 
 
 def test_a_setting_that_is_none_is_a_usage_error_that_names_it(run: Run, tmp_path: Path):
