@@ -87,7 +87,7 @@ class BlockState:
     def __post_init__(self) -> None:
         is_so = 1 <= self.subwindows <= MAX_SUBWINDOWS and -1 <= self.block < 1 << 32 and 0 <= self.since < 1 << 32
         is_so = is_so and self.seen.shape == (self.subwindows,) and self.past.ndim == 1 and len(self.past) <= HISTORY
-        is_so = is_so and not bool((self.seen < 0).any() or (self.past < 0).any() or np.isinf(self.seen).any())
+        is_so = is_so and not bool((self.seen < 0).any() or (self.past < 0).any() or np.isinf(self.seen).any() or np.isinf(self.past).any())
         is_so = is_so and 0 <= self.r <= _MOST and 0 <= self.r_before <= _MOST and not self.partial < 0
         if not is_so:
             raise InvalidError(f"A state of blocks of {self.subwindows} that contradicts itself.", code="bad-state")
@@ -101,7 +101,7 @@ class BlockState:
     def value(self) -> float:
         """What is compared with the threshold: R, or (1 + R) S / m of the open block when that is more."""
         counted = self.seen[_start(self, self.block) :]
-        return max(self.r, (1 + self.r) * float(np.nansum(counted, dtype=np.float64)) / self.subwindows)
+        return min(_MOST, max(self.r, (1 + self.r) * float(np.nansum(counted, dtype=np.float64)) / self.subwindows))
 
     @property
     def closed_blocks(self) -> range:
