@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from console_site import DEVICE_TYPE, DIGITS, PASSWORD, ConsoleSite, running_site
 
@@ -152,6 +153,24 @@ def test_from_a_model_file_to_an_approved_and_signed_release(run: Run, site: Con
     number, _, digest = run("audit", "verify", user="maria").out.strip().partition(":")
     assert run("audit", "verify", "--anchor", f"{number}:{digest}", user="maria").code == 0
     assert run("audit", "verify", "--anchor", f"{number}:sha256:{'0' * 64}", user="maria").code == 4
+
+
+def test_a_model_comes_with_a_folder_of_pictures_that_drift_is_judged_by(run: Run, tmp_path: Path):
+    cv2 = pytest.importorskip("cv2", reason="needs OpenCV to write pictures")
+    file, manifest = DIGITS / "models" / "1.0" / "onnx" / "model.onnx", DIGITS / "onnx.toml"
+    asked = ("model", "import", str(file), "--manifest", str(manifest), "--name", "seen", "--evaluation", str(tmp_path / "seen"))
+    (tmp_path / "seen").mkdir()
+    few = run(*asked)
+    assert few.code == 1
+    assert "There are 0 pictures" in few.err
+    with np.load(DIGITS / "evaluation.npz") as kept:
+        for index, frame in enumerate(kept["frames"][:128]):
+            assert cv2.imwrite(str(tmp_path / "seen" / f"{index:03}.png"), frame)
+    done = run(*asked, "--json")
+    assert done.code == 0, done.err
+    assert done.document["profile"]["name"] == "profile.cbor"
+    assert done.document["evaluation"]["rows"] == 128
+    assert "image.sharpness" in done.document["evaluation"]["features"]
 
 
 def test_pipelines_are_read_from_a_file_and_replaced_as_a_whole(run: Run, tmp_path: Path):
