@@ -30,6 +30,8 @@ SLOW_S = 3.0
 _NAV = (
     ("Home", "/", "house", "devices:read"),
     ("Devices", "/devices", "cpu", "devices:read"),
+    ("Monitoring", "/monitoring", "graph-up", "telemetry:read"),
+    ("Rules", "/rules", "sliders", "rules:read"),
     ("Models", "/models", "boxes", "releases:read"),
     ("Campaigns", "/campaigns", "send", "campaigns:read"),
     ("Approvals", "/approvals", "check2-square", "approvals:read"),
@@ -142,19 +144,19 @@ def change_password(
 def home(request: Request, caller: Sees) -> Response:
     """The page that answers: is anything wrong now."""
     view = console_views.home(services_of(request).registry, caller)
-    return _page(request, caller, "home.html", "Home", view=view)
+    return html_page(request, caller, "home.html", "Home", view=view)
 
 
 @router.get("/devices")
 def device_list(request: Request, caller: Sees, query: Annotated[DeviceQuery, Depends()], after: str | None = None) -> Response:
     """The page that answers: which devices are X."""
-    return _page(request, caller, "devices.html", "Devices", view=_devices_view(request, caller, query, after))
+    return html_page(request, caller, "devices.html", "Devices", view=_devices_view(request, caller, query, after))
 
 
 @router.get("/devices/{device}")
 def device(request: Request, caller: Sees, device: str) -> Response:
     """The page that answers: why is this one unhappy."""
-    return _page(request, caller, "device.html", "Devices", view=_device_view(request, caller, device), error="")
+    return html_page(request, caller, "device.html", "Devices", view=_device_view(request, caller, device), error="")
 
 
 @router.get("/devices/{device}/pipelines/{pipeline}")
@@ -228,20 +230,20 @@ def consent(
 @router.get("/models")
 def model_list(request: Request, caller: Annotated[Caller, Depends(require("releases:read"))]) -> Response:
     """The page that answers: what may ship."""
-    return _page(request, caller, "models.html", "Models", view=console_views.model_list(services_of(request).registry, caller))
+    return html_page(request, caller, "models.html", "Models", view=console_views.model_list(services_of(request).registry, caller))
 
 
 @router.get("/models/{line}/{version}")
 def release(request: Request, caller: Annotated[Caller, Depends(require("releases:read"))], line: str, version: str) -> Response:
     """One release and its way."""
     view = console_views.release(services_of(request).registry, caller, line, version)
-    return _page(request, caller, "release.html", "Models", view=view)
+    return html_page(request, caller, "release.html", "Models", view=view)
 
 
 @router.get("/approvals")
 def approval_list(request: Request, caller: Annotated[Caller, Depends(require("approvals:read"))]) -> Response:
     """The page that answers: what waits for me."""
-    return _page(request, caller, "approvals.html", "Approvals", view=console_views.approvals(services_of(request).database, caller))
+    return html_page(request, caller, "approvals.html", "Approvals", view=console_views.approvals(services_of(request).database, caller))
 
 
 @router.get("/approvals/{approval}")
@@ -281,7 +283,9 @@ def decide(
 @router.get("/campaigns")
 def campaign_list(request: Request, caller: Annotated[Caller, Depends(require("campaigns:read"))]) -> Response:
     """The page that answers: what moves."""
-    return _page(request, caller, "campaigns.html", "Campaigns", view=console_views.campaign_list(services_of(request).database, caller))
+    return html_page(
+        request, caller, "campaigns.html", "Campaigns", view=console_views.campaign_list(services_of(request).database, caller)
+    )
 
 
 @router.get("/campaigns/{campaign}")
@@ -355,7 +359,7 @@ def audit_log(
 ) -> Response:
     """The page that answers: who did what."""
     view = console_views.audit_log(services_of(request).database, caller, before=before, verify=verify)
-    return _page(request, caller, "audit.html", "Audit", view=view)
+    return html_page(request, caller, "audit.html", "Audit", view=view)
 
 
 # --- live parts ---
@@ -365,13 +369,15 @@ def audit_log(
 def live_home(request: Request, caller: Sees) -> Response:
     """Home as it changes."""
     registry = services_of(request).registry
-    return _stream(request, caller, lambda: {"home": ("parts/home.html", console_views.home(registry, caller))}, every_s=SLOW_S)
+    return part_stream(request, caller, lambda: {"home": ("parts/home.html", console_views.home(registry, caller))}, every_s=SLOW_S)
 
 
 @router.get("/live/devices")
 def live_devices(request: Request, caller: Sees, query: Annotated[DeviceQuery, Depends()], after: str | None = None) -> Response:
     """One page of devices as it changes."""
-    return _stream(request, caller, lambda: {"devices": ("parts/devices.html", _devices_view(request, caller, query, after))}, every_s=2.0)
+    return part_stream(
+        request, caller, lambda: {"devices": ("parts/devices.html", _devices_view(request, caller, query, after))}, every_s=2.0
+    )
 
 
 @router.get("/live/devices/{device}")
@@ -380,7 +386,7 @@ def live_device(request: Request, caller: Sees, device: str) -> Response:
     _device_view(request, caller, device)  # a device that is not there is a 404, not a silent stream
 
     def parts() -> Mapping[str, str]:
-        view, shell, now = _device_view(request, caller, device), _shell(request, caller, ""), services_of(request).clock.now()
+        view, shell, now = _device_view(request, caller, device), shell_of(request, caller, ""), services_of(request).clock.now()
         names = {
             "state": "device_state",
             "telemetry-now": "device_telemetry",
@@ -401,7 +407,7 @@ def live_pipeline(request: Request, caller: Sees, device: str, pipeline: str) ->
     _pipeline_view(request, caller, device, pipeline)
 
     def parts() -> Mapping[str, str]:
-        view, shell = _pipeline_view(request, caller, device, pipeline), _shell(request, caller, "")
+        view, shell = _pipeline_view(request, caller, device, pipeline), shell_of(request, caller, "")
         now, names = (
             services_of(request).clock.now(),
             {"now": "pipeline_now", "events": "device_events", "candidates": "pipeline_candidates"},
@@ -416,21 +422,23 @@ def live_pipeline(request: Request, caller: Sees, device: str, pipeline: str) ->
 def live_models(request: Request, caller: Annotated[Caller, Depends(require("releases:read"))]) -> Response:
     """Models as they change."""
     registry = services_of(request).registry
-    return _stream(request, caller, lambda: {"models": ("parts/models.html", console_views.model_list(registry, caller))}, every_s=SLOW_S)
+    return part_stream(
+        request, caller, lambda: {"models": ("parts/models.html", console_views.model_list(registry, caller))}, every_s=SLOW_S
+    )
 
 
 @router.get("/live/approvals")
 def live_approvals(request: Request, caller: Annotated[Caller, Depends(require("approvals:read"))]) -> Response:
     """Approvals as they change."""
     database = services_of(request).database
-    return _stream(request, caller, lambda: {"approvals": ("parts/approvals.html", console_views.approvals(database, caller))})
+    return part_stream(request, caller, lambda: {"approvals": ("parts/approvals.html", console_views.approvals(database, caller))})
 
 
 @router.get("/live/campaigns")
 def live_campaigns(request: Request, caller: Annotated[Caller, Depends(require("campaigns:read"))]) -> Response:
     """Campaigns as they change."""
     database = services_of(request).database
-    return _stream(request, caller, lambda: {"campaigns": ("parts/campaigns.html", console_views.campaign_list(database, caller))})
+    return part_stream(request, caller, lambda: {"campaigns": ("parts/campaigns.html", console_views.campaign_list(database, caller))})
 
 
 @router.get("/live/campaigns/{campaign}")
@@ -443,7 +451,7 @@ def live_campaign(request: Request, caller: Annotated[Caller, Depends(require("c
         view = console_views.campaign(database, caller, campaign)
         return {"campaign": ("parts/campaign.html", view), "actions": ("parts/campaign_actions.html", view)}
 
-    return _stream(request, caller, parts)
+    return part_stream(request, caller, parts)
 
 
 @router.get("/static/{path:path}")
@@ -494,12 +502,12 @@ def _pipeline_page(
     request: Request, caller: Caller, device: str, pipeline: str, *, taken: Snapshot | None = None, error: MooringError | None = None
 ) -> Response:
     view = _pipeline_view(request, caller, device, pipeline, size=(taken.width, taken.height) if taken else pipeline_views.FRAME)
-    return _page(
+    return html_page(
         request,
         caller,
         "pipeline.html",
         "Devices",
-        status=_status(error),
+        status=status_of(error),
         view=view,
         picture=base64.b64encode(taken.jpeg).decode() if taken else "",
         taken_at=taken.at if taken else None,
@@ -510,12 +518,12 @@ def _pipeline_page(
 
 def _approval_page(request: Request, caller: Caller, approval: str, *, error: MooringError | None = None) -> Response:
     view = console_views.approval(services_of(request).database, caller, approval)
-    return _page(request, caller, "approval.html", "Approvals", status=_status(error), view=view, error=str(error) if error else "")
+    return html_page(request, caller, "approval.html", "Approvals", status=status_of(error), view=view, error=str(error) if error else "")
 
 
 def _campaign_page(request: Request, caller: Caller, campaign: str, *, error: MooringError | None = None) -> Response:
     view = console_views.campaign(services_of(request).database, caller, campaign)
-    return _page(request, caller, "campaign.html", "Campaigns", status=_status(error), view=view, error=str(error) if error else "")
+    return html_page(request, caller, "campaign.html", "Campaigns", status=status_of(error), view=view, error=str(error) if error else "")
 
 
 def _after(request: Request, caller: Caller, campaign: str, act: Callable[[], object]) -> Response:
@@ -535,7 +543,7 @@ def _after_device(request: Request, caller: Caller, device: str, act: Callable[[
         act()
     except ConflictError as error:
         view = _device_view(request, caller, device)
-        return _page(request, caller, "device.html", "Devices", status=_status(error), view=view, error=str(error))
+        return html_page(request, caller, "device.html", "Devices", status=status_of(error), view=view, error=str(error))
     return RedirectResponse(f"/devices/{quote(device)}", 303)
 
 
@@ -543,31 +551,35 @@ def _account_page(request: Request, caller: Caller, *, error: str = "", status: 
     with services_of(request).database.reading() as tx:
         found = web_store.list_tokens(tx, caller.tenant, owner=caller.name, limit=100)
     tokens = [TokenRow(one.name, one.scopes, one.expires_at, one.revoked_at, one.last_used_at) for one in found]
-    return _page(request, caller, "account.html", "", status=status, tokens=tokens, error=error, done="")
+    return html_page(request, caller, "account.html", "", status=status, tokens=tokens, error=error, done="")
 
 
 def _login_page(request: Request, *, next_: str, name: str = "", error: str = "", status: int = 200) -> Response:
     now = services_of(request).clock.now()
-    html = render.page("login.html", shell=_shell(request, None, ""), now=now, next=next_, name=name, error=error)
+    html = render.page("login.html", shell=shell_of(request, None, ""), now=now, next=next_, name=name, error=error)
     return HTMLResponse(html, status)
 
 
-def _page(request: Request, caller: Caller, template: str, current: str, *, status: int = 200, **context: Any) -> HTMLResponse:
+def html_page(request: Request, caller: Caller, template: str, current: str, *, status: int = 200, **context: Any) -> HTMLResponse:
+    """The page of a template, in the frame that this caller sees; `current` is its entry in the rail."""
     now = services_of(request).clock.now()
-    return HTMLResponse(render.page(template, shell=_shell(request, caller, current), now=now, **context), status)
+    return HTMLResponse(render.page(template, shell=shell_of(request, caller, current), now=now, **context), status)
 
 
-def _stream(
+def part_stream(
     request: Request, caller: Caller, parts: Callable[[], Mapping[str, tuple[str, Any]]], *, every_s: float = live.PAGE_S
 ) -> Response:
+    """Parts of a page as they change: event name → template and view."""
+
     def rendered() -> Mapping[str, str]:
-        shell, now = _shell(request, caller, ""), services_of(request).clock.now()
+        shell, now = shell_of(request, caller, ""), services_of(request).clock.now()
         return {event: render.page(template, shell=shell, now=now, view=view) for event, (template, view) in parts().items()}
 
     return live.page_stream(request, rendered, every_s=every_s)
 
 
-def _shell(request: Request, caller: Caller | None, current: str) -> Shell:
+def shell_of(request: Request, caller: Caller | None, current: str) -> Shell:
+    """What stands around every page."""
     services = services_of(request)
     waiting = console_views.count_waiting(services.database, caller.tenant) if caller is not None and current else 0
     nav = tuple(
@@ -606,7 +618,7 @@ def _error_page(request: Request, error: MooringError) -> Response:
         caller = None
     if caller is None:
         return _login_page(request, next_="/", error=str(error), status=status)
-    return _page(
+    return html_page(
         request,
         caller,
         "error.html",
@@ -619,7 +631,8 @@ def _error_page(request: Request, error: MooringError) -> Response:
     )
 
 
-def _status(error: MooringError | None) -> int:
+def status_of(error: MooringError | None) -> int:
+    """The HTTP status of a page that tells of the error, or of none."""
     return 200 if error is None else problems.PROBLEMS[problems.slug_of(error)][0]
 
 
