@@ -94,7 +94,7 @@ test-metered: $(VENV)/.installed ## a device on a SIM card with real server and 
 test-candidates: $(VENV)/.installed ## a release in shadow, in turns and then in place, with real server and agent
 	MOORING_TEST_CANDIDATES=1 $(PY) -m pytest -q tests/end_to_end/test_candidates.py $(ARGS)
 
-fuzz-%: $(FUZZ_VENV)/.installed ## atheris on a parser of what others send: metadata, manifest, delta, bundle or serving (MOORING_FUZZ_SECONDS=600)
+fuzz-%: $(FUZZ_VENV)/.installed ## atheris on a parser of what others send: metadata, manifest, delta, bundle, serving or sketch (MOORING_FUZZ_SECONDS=600)
 	$(FUZZ_VENV)/bin/python -m fuzz.$*
 
 test-kills: $(VENV)/.installed ## 1,000 SIGKILLs in every state of real updates, 200 of the whole agent, every second cut of the crash matrix; prints tables (45 min)

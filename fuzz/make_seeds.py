@@ -21,6 +21,7 @@ from runtime import golden, manifest
 from runtime.base import ModelTensors, TensorSpec
 
 SEEDS = Path(__file__).resolve().parent / "seeds"
+GOLDEN = SEEDS.parent.parent / "tests" / "golden"
 DIGITS = SEEDS.parent.parent / "examples" / "digits" / "models"
 DIGEST = "sha256:" + "ab" * 32
 #: Words that a mutation may put in, per target.
@@ -226,6 +227,13 @@ def manifests() -> dict[str, bytes]:
     return seeds
 
 
+def sketches() -> dict[str, bytes]:
+    """Each golden file behind the door that reads it, and packed numbers."""
+    doors = {"window": 0, "grid": 1, "profile": 2, "reference": 3, "evidence": 4}
+    seeds = {name: bytes([door]) + (GOLDEN / "sketches" / f"{name}.1.cbor").read_bytes() for name, door in doors.items()}
+    return seeds | {"numbers": bytes.fromhex("0503018101b964"), "anything": bytes.fromhex("06a20182f93c00f6616120")}
+
+
 def models() -> dict[str, bytes]:
     """A small network of int8 weights with scales, biases, half floats and values in varying length, and newer ones of it."""
     generator = np.random.default_rng(5)
@@ -329,6 +337,7 @@ def _with_plain_plan(streams: bytes) -> bytes:
 def main() -> None:
     """Write them all."""
     _write("models", models())
+    _write("sketch", sketches())
     made = {"metadata": metadata(), "manifest": manifests(), "delta": deltas(SEEDS / "models"), "bundle": sticks(), "serving": serving()}
     for name, seeds in made.items():
         _write(name, seeds)
