@@ -5,7 +5,7 @@ the director. There is no way back to an older revision: going back is a new rev
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -444,6 +444,8 @@ class Progress:
     counts: Mapping[str, int]
     #: Device -> why it went back from the desired one.
     returned: Mapping[DeviceId, ReturnedConfiguration]
+    #: Every device of the group -> its state, as in `counts`.
+    states: Mapping[DeviceId, str] = field(default_factory=dict)
 
 
 def progress(database: db.Database, tenant: TenantId, group: GroupName) -> Progress:
@@ -457,7 +459,7 @@ def progress(database: db.Database, tenant: TenantId, group: GroupName) -> Progr
     states = {name: _state_of(reported.get(name), group, desired) for name in devices}
     counts = {state: list(states.values()).count(state) for state in ("committed", "trial", "returned", "waiting", "silent")}
     back = {name: told.configuration.returned for name, told in reported.items() if told.configuration and states[name] == "returned"}
-    return Progress(desired, counts, {name: why for name, why in back.items() if why is not None})
+    return Progress(desired, counts, {name: why for name, why in back.items() if why is not None}, states)
 
 
 def _state_of(told: Reported | None, group: GroupName, desired: int | None) -> str:
