@@ -1,0 +1,34 @@
+"""mooring drift reference: learn what is normal for a device from a recording."""
+
+from pathlib import Path
+
+import typer
+
+from fleet.cli import output
+from fleet.cli.output import JsonOption, ReasonOption, ServerOption
+from fleet.cli.session import open_api
+
+app = typer.Typer(no_args_is_help=True, help="What is normal for a device, learned from a recording.")
+
+
+@app.command("import")
+def import_reference(
+    device: str = typer.Argument(..., help="The device that the recording speaks for."),
+    recording: Path = typer.Argument(..., exists=True, dir_okay=False, help="What `mooring-agent drift record` wrote."),
+    pipeline: str = typer.Option(..., "--pipeline", help="Which of its pipelines."),
+    model: str = typer.Option("", "--model", help="First 16 bytes of the model file's digest; else the one of which there is most."),
+    indoor: bool = typer.Option(False, "--indoor", help="Light there does not follow the day: blocks may be shorter."),
+    reason: str = ReasonOption,
+    as_json: bool = JsonOption,
+    server: str | None = ServerOption,
+) -> None:
+    """Learn a device's reference from a recording of at least 14 complete days, and use it; audited, provisional."""
+    fields = {"device": device, "pipeline": pipeline, "reason": reason, "model": model, "is_indoor": str(indoor).lower()}
+    with open_api(server) as api:
+        made = api.upload("/drift/references", fields, {"recording": recording})
+    if as_json:
+        output.document(made)
+        return
+    left_out = "".join(f", {count} {why}" for why, count in sorted(made["left_out"].items()))
+    output.say(f"Learned from {made['days']} complete days, {made['windows']} sub-windows{left_out}. It is {made['grade']}.")
+    output.data(made["reference"])
