@@ -20,6 +20,7 @@ from protocol.sketches import cbor, leb128
 from protocol.sketches.counts import MOMENT_LIMIT, Counts, empty_moments, summed
 from protocol.sketches.grid import GRID_ID_BYTES, FloatArray, Grid
 from protocol.sketches.leb128 import IntArray
+from protocol.sketches.normal import read_floats
 
 FORMAT = 1
 #: Longest payload, bytes.
@@ -239,7 +240,7 @@ def read_head(data: bytes) -> Head:
         effective=field.number(8),
         excluded=field.number(9),
         conditions=field.conditions(13),
-        scores=np.frombuffer(scores, dtype="<f4").astype(np.float32),
+        scores=read_floats(scores, np.float32),
         reference_id=field.data(15) if 15 in document else None,
         rev=field.number(16),
         cells=field.data(10),

@@ -19,7 +19,7 @@ from protocol.errors import InvalidError
 from protocol.sketches import cbor
 from protocol.sketches.grid import FloatArray
 from protocol.sketches.leb128 import IntArray
-from protocol.sketches.normal import DoubleArray
+from protocol.sketches.normal import DoubleArray, read_floats
 from protocol.sketches.tail import P_MAX, P_MIN
 
 FORMAT = 1
@@ -366,13 +366,13 @@ def _state(document: Any) -> BlockState:
     if not is_so:
         raise InvalidError("A state of a detector that is no list of six.", code="bad-state")
     subwindows, block, since, seen, past, numbers = document
-    r, r_before, partial = np.frombuffer(numbers, dtype="<f8").tolist()
+    r, r_before, partial = read_floats(numbers, np.float64).tolist()
     return BlockState(
         subwindows,
         block,
         r,
-        np.frombuffer(seen, dtype="<f4").astype(np.float32),
-        np.frombuffer(past, dtype="<f8").astype(np.float64),
+        read_floats(seen, np.float32),
+        read_floats(past, np.float64),
         r_before,
         since,
         partial,

@@ -77,7 +77,7 @@ class FeatureGrid:
         _require(len(self.edges) < MAX_BINS, f"{what} with {len(self.edges) + 1} bins", f"at most {MAX_BINS}")
         _require(len(self.masses) == len(self.edges) + 1, f"{what} with {len(self.masses)} masses", f"{len(self.edges) + 1}, one per bin")
         _require(bool(np.isfinite(numbers).all()), f"{what} with NaN or infinity", "finite numbers")
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             is_exact = bool((numbers == numbers.astype(np.float32)).all())
         _require(is_exact, f"{what} with numbers of more than 24 bits", "float32 numbers")
         bounds = [self.low, *self.edges, self.high]

@@ -1,9 +1,20 @@
-"""The normal distribution without scipy; pure."""
+"""The normal distribution without scipy, and floating numbers in bytes; pure."""
+
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 DoubleArray = npt.NDArray[np.float64]
+_Floating = TypeVar("_Floating", np.float32, np.float64)
+
+
+def read_floats(data: bytes, kind: type[_Floating]) -> npt.NDArray[_Floating]:
+    """The little-endian numbers in these bytes, [n]; every NaN is the quiet one: a signalling one would warn wherever it is converted."""
+    raw = np.frombuffer(data, dtype=np.dtype(kind).newbyteorder("<"))
+    return np.where(np.isnan(raw), kind(np.nan), raw).astype(kind, copy=False)
+
+
 #: Coefficients of AS 241, PPND16: numerator and denominator, highest power first, for the middle, the near tail and the far tail.
 _MIDDLE = (
     (

@@ -47,7 +47,7 @@ class FamilyReference:
         )
         _require_shares(f"Family {self.family}", (self.accuracy, self.error))
         shift = np.array(self.shift, dtype=np.float64)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             is_exact = bool((np.isfinite(shift) & (shift == shift.astype(np.float32))).all())
         _require(is_exact, f"Family {self.family} with a shift of other numbers", "finite float32 numbers")
 

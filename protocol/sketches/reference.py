@@ -16,7 +16,7 @@ from protocol.errors import InvalidError
 from protocol.sketches import cbor, leb128
 from protocol.sketches.grid import FeatureGroup, FloatArray, Grid
 from protocol.sketches.leb128 import IntArray
-from protocol.sketches.normal import DoubleArray
+from protocol.sketches.normal import DoubleArray, read_floats
 from protocol.sketches.scatter import DEVIATION_FLOOR, Scatter, fit_scatter
 from protocol.sketches.summary import summarizer
 from protocol.sketches.tail import Tail, fit_tail
@@ -298,7 +298,7 @@ def decode_reference(data: bytes, grid: Grid) -> DeviceReference:
         subwindows=document[4],
         coordinates=coordinates,
         scatter=Scatter(mean, deviation, factor, shrinkage, document[12]),
-        tail=Tail(np.frombuffer(document[10], dtype="<f4").astype(np.float32), q, xi, sigma),
+        tail=Tail(read_floats(document[10], np.float32), q, xi, sigma),
         first_w0=first_w0,
         last_w0=last_w0,
         windows=windows,
@@ -312,7 +312,7 @@ def _pack(numbers: DoubleArray) -> bytes:
 
 def _unpack(data: Any) -> DoubleArray:
     _require(isinstance(data, bytes) and len(data) % 8 == 0, "Numbers that are no float64 bytes", "eight bytes each")
-    return np.frombuffer(data, dtype="<f8").astype(np.float64)
+    return read_floats(data, np.float64)
 
 
 def _whole(values: Any) -> tuple[int, int, int]:

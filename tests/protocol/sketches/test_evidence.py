@@ -438,3 +438,11 @@ def test_states_are_compared_by_what_they_hold():
     assert fresh(4) == fresh(4)
     assert fresh(4) != fresh(2)
     assert fresh(4) != "state"
+
+
+def test_a_signalling_nan_is_no_warning():
+    document = cbor2.loads(GOLDEN.read_bytes())
+    document[1][0][3] = bytes.fromhex("0100807f") * 4
+    document[1][0][4] = bytes.fromhex("010000000000f07f") * 2
+    found = decode_evidence(cbor2.dumps(document, canonical=True), PLAN)
+    assert np.isnan(advanced(found.states[0], 100 * M).past).all()
