@@ -45,11 +45,11 @@ class SystemClock:
 
     speed = 1.0
 
+    #: The system's own function, without a call around it: it is asked several times per frame.
+    monotonic = staticmethod(time.monotonic)
+
     def now(self) -> datetime:
         return datetime.now(UTC)
-
-    def monotonic(self) -> float:
-        return time.monotonic()
 
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
         return event.wait(max(0.0, timeout_s))

@@ -63,6 +63,7 @@ class OnnxBackend:
         self._tensors: ModelTensors | None = None
         self._provider: Provider | None = None
         self._version = ""
+        self._names: list[str] = []
 
     @property
     def version(self) -> str:
@@ -100,6 +101,7 @@ class OnnxBackend:
         if spec is not None:
             check_spec(tensors, _without_quantization(spec), artifact=artifact.name)
         self._session, self._tensors, self._provider = session, tensors, provider
+        self._names = [tensor.name for tensor in tensors.outputs]
         return tensors
 
     def warm(self, rounds: int) -> None:
@@ -110,14 +112,15 @@ class OnnxBackend:
     def infer(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         tensors = self._loaded()
         check_inputs(inputs, tensors)
-        names = [tensor.name for tensor in tensors.outputs]
+        if len(inputs) != len(tensors.inputs):  # ONNX Runtime refuses what it does not know
+            inputs = {tensor.name: inputs[tensor.name] for tensor in tensors.inputs}
         try:
-            values = self._session.run(names, {tensor.name: inputs[tensor.name] for tensor in tensors.inputs})
+            values = self._session.run(self._names, inputs)
         except _errors() as error:
             raise InferFailed(
                 f"ONNX Runtime failed: {_first_line(error)}", backend=self.name, provider=self.effective_provider.effective
             ) from error
-        return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+        return {name: np.asarray(value) for name, value in zip(self._names, values, strict=True)}
 
     def close(self) -> None:
         self._session, self._tensors = None, None

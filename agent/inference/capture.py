@@ -1,10 +1,16 @@
-"""The capture thread of one source: opens it, grabs every frame, decodes once those that any pipeline will infer, opens again when lost."""
+"""The capture thread of one source: opens it, grabs every frame, decodes once those that any pipeline will infer, opens again when lost.
 
+It infers what it captured itself while that costs less than handing frames over (`agent.inference.handover`).
+"""
+
+import math
 import threading
+import time
 from collections.abc import Callable
 
 from agent.inference.feeds import Feed, Feeds
 from agent.inference.frames import Frame
+from agent.inference.handover import Handover
 from agent.inference.pictures import PicturePool
 from agent.sources.backoff import full_jitter_s
 from agent.sources.base import DecodeError, Source, SourceEndedError, SourceLostError
@@ -29,8 +35,11 @@ class Capture:
         clock: Clock,
         now_ms: Callable[[], int],
         next_session: Callable[[], int],
+        is_live: bool = True,
     ) -> None:
+        """`is_live`: the source gives frames whether or not they are taken."""
         self.source = source
+        self.handover = Handover(is_live=is_live)
         self._feeds = feeds
         self._pictures = PicturePool()
         self._clock = clock
@@ -40,7 +49,7 @@ class Capture:
         self._thread = threading.Thread(target=self.run, name="capture", daemon=True)
         self.state = SourceState.OPENING
         self.session = 0
-        #: Seconds of the monotonic clock at the last sign of life of the source or of this thread.
+        #: Seconds of the monotonic clock at the last sign of life of the source or of this thread; infinite while it infers.
         self.alive_s = clock.monotonic()
         self._text = ""
         #: Stable code of the error that the text tells of.
@@ -111,6 +120,8 @@ class Capture:
                 self.state, self._text, self.code = SourceState.RUNNING, "", ""
                 self._serve(grabbed.media_s, captured_s=now_s)
                 self._frames += 1
+            if now_s >= self.handover.due_s:
+                self._look(now_s)
             if now_s - looked_s >= LOOK_S:
                 looked_s = now_s
                 if not self.source.suits(self._feeds.need()):
@@ -119,16 +130,19 @@ class Capture:
     def _serve(self, media_s: float, *, captured_s: float) -> None:
         """Offer the frame grabbed last to every pipeline; decode it when any of them takes it."""
         at_ms = self._now_ms()
-        with self._feeds.serving() as feeds:
+        feeds = self._feeds.begin()
+        try:
             taken = [
                 (feed, frame)
                 for feed in feeds
                 if (frame := feed.offer(self.session, self._frames, media_s, captured_s=captured_s, at_ms=at_ms)) is not None
             ]
             if taken:
-                self._decode(taken)
+                self._decode(taken, in_place=self.handover.is_in_place and len(feeds) == 1)
+        finally:
+            self._feeds.end()
 
-    def _decode(self, taken: list[tuple[Feed, Frame]]) -> None:
+    def _decode(self, taken: list[tuple[Feed, Frame]], *, in_place: bool) -> None:
         picture = self._pictures.take()
         try:
             picture.data = self.source.retrieve(picture.data)
@@ -138,5 +152,24 @@ class Capture:
                 feed.fail(frame)
         else:
             for feed, frame in taken:
-                feed.give(frame, picture, is_shared=len(taken) > 1)
+                if feed.give(frame, picture, is_shared=len(taken) > 1, in_place=in_place):
+                    self._infer(feed, frame)
         picture.release()
+
+    def _infer(self, feed: Feed, frame: Frame) -> None:
+        """Infer in this thread; who looks for its signs of life is told that it is no driver that keeps it."""
+        self.alive_s = math.inf
+        before_s, cpu_s = feed.infer_s, time.thread_time() if self.handover.is_sample else None
+        feed.infer(frame)
+        self.handover.inferred_in_place(feed.infer_s - before_s, None if cpu_s is None else time.thread_time() - cpu_s)
+        self.alive_s = self._clock.monotonic()
+
+    def _look(self, now_s: float) -> None:
+        """Decide who infers from now on."""
+        feeds = [feed for feed in self._feeds if feed.may_infer]
+        self.handover.look(
+            now_s,
+            thread_cpu_s=time.thread_time(),
+            infer_s=sum(feed.infer_s for feed in feeds),
+            inferred=sum(feed.inferred for feed in feeds),
+        )

@@ -186,4 +186,5 @@ class Captures:
             clock=self._pace,
             now_ms=lambda: to_unix_ms(self._clock.now()),
             next_session=self._next_session,
+            is_live=not isinstance(config.source, VideoSource | FolderSource),
         )

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from agent.inference.frames import Frame, FrameBuffers
 from agent.inference.motion import MotionGate
@@ -14,7 +13,7 @@ from agent.sources.states import DropReason
 
 
 class Feed:
-    """One pipeline's share of a capture. The capture thread calls it, but for `want_one`."""
+    """One pipeline's share of a capture. The capture thread calls it, but for `want_one` and `infer`."""
 
     def __init__(
         self,
@@ -25,14 +24,24 @@ class Feed:
         need: Callable[[], Need | None] = lambda: None,
         region: Region | None = None,
         gate: MotionGate | None = None,
+        infer: Callable[[Frame], None] | None = None,
+        now: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        """`infer`: does all that is to be done with a frame that is in use, and finishes it; `now`: seconds of the clock it is timed by."""
         self.buffers = buffers
+        #: Seconds of all inferences, and their number.
+        self.infer_s = 0.0
+        self.inferred = 0
+        #: Whether `infer` runs, in whichever thread.
+        self.is_inferring = False
         self.need = need
         self._limit = RateLimit(max_fps)
         self._has_model = has_model
         self._region = region
         self._gate = gate
-        self._forced = threading.Event()
+        self._infer = infer
+        self._now = now
+        self._is_forced = False
 
     def ease(self, stride: int) -> None:
         """Let one of so many due frames through; any thread."""
@@ -40,61 +49,86 @@ class Feed:
 
     def want_one(self) -> None:
         """Let the next frame through whatever its pace and the motion gate say; any thread."""
-        self._forced.set()
+        self._is_forced = True
 
     def offer(self, session: int, seq: int, media_s: float, *, captured_s: float, at_ms: int) -> Frame | None:
         """Count a grabbed frame; returns the buffer that waits for its pixels, None when it was dropped, for a reason that is counted."""
-        self.buffers.grabbed(session)
         reason = self._why_not(media_s)
         if reason is not None:
             self.buffers.drop(session, reason)
             return None
-        self._limit.take(media_s)
-        return self.buffers.fill(session, seq, captured_s=captured_s, at_ms=at_ms)
+        frame = self.buffers.fill(session, seq, captured_s=captured_s, at_ms=at_ms)
+        if frame is not None:
+            self._limit.take(media_s)
+        return frame
 
-    def give(self, frame: Frame, picture: Picture, *, is_shared: bool) -> None:
-        """Put the decoded picture, or the pipeline's part of it, into the buffer and hand it to inference.
+    @property
+    def may_infer(self) -> bool:
+        """Whether `infer` can be called by whoever captures."""
+        return self._infer is not None
 
-        `is_shared`: other pipelines see the same one.
+    def infer(self, frame: Frame) -> None:
+        """Infer a frame that is in use: one thread at a time, which the buffers see to."""
+        if self._infer is None:
+            raise RuntimeError("this feed was made without anybody who infers")
+        began_s = self._now()
+        self.is_inferring = True
+        self._infer(frame)
+        self.is_inferring = False
+        self.infer_s += self._now() - began_s
+        self.inferred += 1
+
+    def give(self, frame: Frame, picture: Picture, *, is_shared: bool, in_place: bool = False) -> bool:
+        """Put the decoded picture, or the pipeline's part of it, into the buffer; returns whether the caller is to infer it.
+
+        That is `in_place` and while nothing is being inferred or waits; else it is handed over. `is_shared`: other pipelines see the same
+        picture.
         """
         data = _part(picture.data, self._region)
-        is_forced = self._forced.is_set()
+        is_forced = self._is_forced
         if self._gate is not None and not self._gate.is_open(data, frame.captured_s) and not is_forced:
             self.buffers.finish(frame, DropReason.NO_MOTION)
-            return
+            return False
         if is_forced:
-            self._forced.clear()
+            self._is_forced = False
         picture.hold()
         frame.picture, frame.data = picture, data
         frame.inputs = picture.inputs_of(self._region) if is_shared else None
+        if in_place and not self.is_inferring and self.buffers.claim(frame):
+            return True
         self.buffers.publish(frame)
+        return False
 
     def fail(self, frame: Frame) -> None:
         """Give a buffer back whose frame could not be decoded."""
         self.buffers.finish(frame, DropReason.DECODE_ERROR)
 
     def _why_not(self, media_s: float) -> DropReason | None:
-        if not self._limit.is_due(media_s) and not self._forced.is_set():
+        if not self._limit.is_due(media_s) and not self._is_forced:
             return DropReason.RATE_LIMITED
-        if not self._has_model() and not self._forced.is_set():
+        if not self._has_model() and not self._is_forced:
             return DropReason.MODEL_UNAVAILABLE
-        return None if self.buffers.is_wanted else DropReason.NOT_WANTED
+        return None
 
 
 class Feeds:
     """All feeds of one source; a thread that is stuck in the source's driver keeps those that it was about to serve."""
 
     def __init__(self) -> None:
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
+        self._condition = threading.Condition(self._lock)
         self._feeds: tuple[Feed, ...] = ()
         self._serving = 0
 
     def __len__(self) -> int:
         return len(self._feeds)
 
+    def __iter__(self) -> Iterator[Feed]:
+        return iter(self._feeds)
+
     def attach(self, feed: Feed) -> None:
         """Serve it from the next frame on."""
-        with self._condition:
+        with self._lock:
             self._feeds = (*self._feeds, feed)
 
     def detach(self, feed: Feed, *, timeout_s: float) -> None:
@@ -103,17 +137,17 @@ class Feeds:
             self._feeds = tuple(one for one in self._feeds if one is not feed)
             self._condition.wait_for(lambda: self._serving == 0, timeout_s)
 
-    @contextmanager
-    def serving(self) -> Iterator[tuple[Feed, ...]]:
-        """The feeds that the frame grabbed last is for."""
-        with self._condition:
-            feeds = self._feeds
+    def begin(self) -> tuple[Feed, ...]:
+        """The feeds that the frame grabbed last is for; `end` says that they are served."""
+        with self._lock:
             self._serving += 1
-        try:
-            yield feeds
-        finally:
-            with self._condition:
-                self._serving -= 1
+            return self._feeds
+
+    def end(self) -> None:
+        """All that `begin` returned are served."""
+        with self._lock:
+            self._serving -= 1
+            if not self._serving:
                 self._condition.notify_all()
 
     def need(self) -> Need | None:

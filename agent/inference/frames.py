@@ -1,7 +1,7 @@
 """Three buffers between capture and inference (free -> filling -> ready -> in_use -> free) and the count of every frame.
 
-At most one frame is ready and a newer one replaces it: latest wins. What is not inferred is counted by reason, so that at any moment
-and for each session grabbed = inferred + sum of dropped + in_flight.
+A frame that is inferred in place goes from filling to in_use at once. At most one frame is ready and a newer one replaces it: latest
+wins. What is not inferred is counted by reason, so that at any moment and for each session grabbed = inferred + sum of dropped + in_flight.
 """
 
 import threading
@@ -74,13 +74,14 @@ class Tally:
 
 
 class FrameBuffers:
-    """The buffers of one pipeline. Capture calls `grabbed`, `drop`, `fill`, `publish`; inference `pick`; both `finish`."""
+    """The buffers of one pipeline. Capture calls `drop`, `fill`, `publish`, `claim`; inference `pick`; both `finish`."""
 
     def __init__(self, *, max_age_s: float, now: Callable[[], float]) -> None:
         self._max_age_s = max_age_s
         self._now = now
         self._frames = [Frame(data=np.empty(0, np.uint8)) for _ in range(BUFFERS)]
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
+        self._condition = threading.Condition(self._lock)
         self._wanted = True
         self._is_closed = False
         self._total = Tally()
@@ -88,44 +89,35 @@ class FrameBuffers:
 
     # --- capture ---
 
-    def grabbed(self, session: int) -> None:
-        """Count one frame of the session; it is in flight until dropped or inferred."""
-        with self._condition:
-            tally = self._open.get(session)
-            if tally is None:
-                self._fold_settled()
-                tally = self._open[session] = Tally()
-            tally.grabbed += 1
-            tally.in_flight += 1
-
     def drop(self, session: int, reason: DropReason) -> None:
-        """Count the grabbed frame as dropped before a buffer was filled."""
-        with self._condition:
-            self._settle(session, reason)
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether a frame decoded now would be inferred: inference asked for one, or the one that waits grows old."""
-        with self._condition:
-            ready = self._find(BufferState.READY)
-            if ready is not None:
-                return self._now() - ready.captured_s > self._max_age_s / 2
-            return self._wanted
+        """Count a grabbed frame that is dropped before a buffer was filled."""
+        with self._lock:
+            tally = self._tally(session)
+            tally.grabbed += 1
+            tally.dropped[reason] += 1
 
     def fill(self, session: int, seq: int, *, captured_s: float, at_ms: int) -> Frame | None:
-        """A free buffer to decode the grabbed frame into; None when there is none, then the frame is counted as `no_buffer`."""
-        with self._condition:
-            frame = self._find(BufferState.FREE)
-            if frame is None:
-                self._settle(session, DropReason.NO_BUFFER)
+        """Count a grabbed frame; returns the buffer to decode it into, where it is in flight until it is finished.
+
+        None when it was dropped: inference asked for none and the frame that waits is not old (`not_wanted`), or no buffer is free.
+        """
+        with self._lock:
+            tally, frame = self._tally(session), self._find(BufferState.FREE)
+            tally.grabbed += 1
+            if not self._is_wanted():
+                tally.dropped[DropReason.NOT_WANTED] += 1
                 return None
+            if frame is None:
+                tally.dropped[DropReason.NO_BUFFER] += 1
+                return None
+            tally.in_flight += 1
             frame.state, frame.session, frame.seq = BufferState.FILLING, session, seq
             frame.captured_s, frame.at_ms = captured_s, at_ms
             return frame
 
     def publish(self, frame: Frame) -> None:
         """Make the filled frame the ready one; one that waited is counted as `superseded`."""
-        with self._condition:
+        with self._lock:
             older = self._find(BufferState.READY)
             if older is not None:
                 self._free(older, DropReason.SUPERSEDED)
@@ -135,6 +127,17 @@ class FrameBuffers:
             frame.state = BufferState.READY
             self._wanted = False
             self._condition.notify_all()
+
+    def claim(self, frame: Frame) -> bool:
+        """Use the filled frame at once; returns whether that was possible: nothing waits or is in use, it is not old, nothing is closed."""
+        with self._lock:
+            if self._is_closed or self._now() - frame.captured_s > self._max_age_s:
+                return False
+            for other in self._frames:
+                if other.state is BufferState.READY or other.state is BufferState.IN_USE:
+                    return False
+            frame.state = BufferState.IN_USE
+            return True
 
     # --- inference ---
 
@@ -154,15 +157,15 @@ class FrameBuffers:
             return frame
 
     def finish(self, frame: Frame, reason: DropReason | None = None) -> None:
-        """Give back a frame that was being filled or was picked: inferred, or dropped for the reason."""
-        with self._condition:
+        """Give back a frame that was being filled, picked or claimed: inferred, or dropped for the reason."""
+        with self._lock:
             self._free(frame, reason)
 
     # --- both ---
 
     def close(self) -> None:
         """Take no more frames; the one that waits is counted as `shutdown`, `pick` returns at once."""
-        with self._condition:
+        with self._lock:
             self._is_closed = True
             ready = self._find(BufferState.READY)
             if ready is not None:
@@ -171,7 +174,7 @@ class FrameBuffers:
 
     def total(self) -> Tally:
         """The counts over all sessions, a copy."""
-        with self._condition:
+        with self._lock:
             total = Tally()
             for tally in (self._total, *self._open.values()):
                 total.add(tally)
@@ -179,7 +182,7 @@ class FrameBuffers:
 
     def sessions(self) -> dict[int, Tally]:
         """The counts of the newest session and of those before it that still have a frame in flight, copies."""
-        with self._condition:
+        with self._lock:
             copies = {}
             for session, tally in self._open.items():
                 copies[session] = Tally()
@@ -187,7 +190,22 @@ class FrameBuffers:
             return copies
 
     def _find(self, state: BufferState) -> Frame | None:
-        return next((frame for frame in self._frames if frame.state is state), None)
+        for frame in self._frames:  # no generator: this runs several times per frame
+            if frame.state is state:
+                return frame
+        return None
+
+    def _is_wanted(self) -> bool:
+        ready = self._find(BufferState.READY)
+        return self._wanted if ready is None else self._now() - ready.captured_s > self._max_age_s / 2
+
+    def _tally(self, session: int) -> Tally:
+        """The counts of the session that is captured now."""
+        tally = self._open.get(session)
+        if tally is None:
+            self._fold_settled()
+            tally = self._open[session] = Tally()
+        return tally
 
     def _free(self, frame: Frame, reason: DropReason | None) -> None:
         self._settle(frame.session, reason)

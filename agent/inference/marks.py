@@ -20,6 +20,8 @@ class Marks:
 
     def __init__(self, fd: int) -> None:
         self._map = mmap.mmap(fd, LINES * _RECORD)
+        #: Halves of records by what they say: a few names, written twice per frame.
+        self._halves: dict[str, bytes] = {}
 
     def loading(self, index: int, candidate: str) -> None:
         """Write which back end is being loaded for the line; empty: none."""
@@ -41,7 +43,10 @@ class Marks:
         self._map.close()
 
     def _write(self, start: int, text: str) -> None:
-        self._map[start : start + _HALF] = text.encode()[:_HALF].ljust(_HALF, b"\0")
+        half = self._halves.get(text)
+        if half is None:
+            half = self._halves[text] = text.encode()[:_HALF].ljust(_HALF, b"\0")
+        self._map[start : start + _HALF] = half
 
 
 def new_memory() -> int:

@@ -95,7 +95,7 @@ class Sample:
         self._seen += 1
         if len(self._values) < self._size:
             self._values.append(milliseconds)
-        elif (index := random.randrange(self._seen)) < self._size:  # noqa: S311 - thins figures, guards nothing
+        elif (index := int(random.random() * self._seen)) < self._size:  # noqa: S311 - thins figures, guards nothing
             self._values[index] = milliseconds
 
     def take(self) -> tuple[float, ...]:
@@ -195,9 +195,9 @@ class Model:
         that others infer too lies, once it is made. `glimpse`: where copies are left. Raises: InferFailed; InvalidError when frame or
         window does not fit the input.
         """
-        began_s = _monotonic()
+        began_s = 0.0 if offer is None else _monotonic()
         tensor = data if is_input else self._tensor(data, shared)
-        prepared_s = _monotonic()
+        prepared_s = 0.0 if offer is None else _monotonic()
         inputs, state = self._inputs, self._state
         inputs[self._input.name] = tensor
         if state.carried:

@@ -22,7 +22,7 @@ class _Progress:
     taken: int
     #: Pressing frames when `taken` moved last.
     pressing: int
-    #: When frames began to press since then; None while they do not.
+    #: When frames began to press since then, or the inference that runs was first seen; None while neither is.
     pressed_s: float | None
 
 
@@ -75,7 +75,8 @@ class Watch:
         pressing = sum(count.dropped.get(reason, 0) for reason in _PRESSING)
         before = self._progress.get(count.pipeline)
         if before is None or before.instance != count.instance or before.taken != taken:
-            return _Progress(count.instance, taken, pressing, None)
-        if before.pressed_s is None and pressing > before.pressing:
+            return _Progress(count.instance, taken, pressing, now if count.is_inferring else None)
+        is_pressing = count.is_inferring or pressing > before.pressing
+        if before.pressed_s is None and is_pressing:
             return _Progress(count.instance, taken, before.pressing, now)
         return before

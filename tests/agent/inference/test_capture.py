@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from simulators.clock import Lockstep
+from simulators.clock import FakeClock, Lockstep
 from simulators.mjpeg import SECRET, MjpegCamera, jpeg
 from simulators.videos import BLUE, GREEN, RED, write_picture, write_video
 from waiting import wait_until
 
 from agent.config import FolderSource, StreamSource, VideoSource
 from agent.inference.capture import Capture
+from agent.inference.captures import STUCK_S, SharedSource
 from agent.inference.feeds import Feed, Feeds
-from agent.inference.frames import FrameBuffers
+from agent.inference.frames import Frame, FrameBuffers
 from agent.sources.base import Array, DecodeError, Grabbed, Need, Source, SourceEndedError, SourceLostError
 from agent.sources.folder import PictureFolder
 from agent.sources.opencv import VideoFile
@@ -232,3 +233,83 @@ def test_any_mix_of_frames_ends_and_losses_stays_balanced(bench):
     assert total.is_balanced
     assert one.capture.session == 22
     assert np.unique([session for session, _ in one.taken]).size > 1
+
+
+class Counted:
+    """Gives so many black frames, then none."""
+
+    repeats = False
+    text = decoder = refused = ""
+
+    def __init__(self, frames: int) -> None:
+        self._left = frames
+
+    def suits(self, need: Need | None) -> bool:
+        return True
+
+    def open(self) -> None:
+        pass
+
+    def grab(self, stop: threading.Event) -> Grabbed | None:
+        if not self._left:
+            stop.wait(0.01)
+            return None
+        self._left -= 1
+        return Grabbed(0.0)
+
+    def retrieve(self, into: Array) -> Array:
+        return np.zeros((4, 4, 3), np.uint8)
+
+    def close(self) -> None:
+        pass
+
+    def take_channels(self) -> Mapping[str, Channel]:
+        return {}
+
+
+def test_a_thread_that_infers_what_it_captured_is_not_taken_for_one_that_is_stuck_in_its_driver():
+    clock = FakeClock()
+    buffers = FrameBuffers(max_age_s=10.0, now=clock.monotonic)
+    seen: list[tuple[int, bool]] = []
+
+    def infer(frame: Frame) -> None:
+        clock.advance(10 * STUCK_S)
+        shared.tend()
+        seen.append((frame.seq, threading.current_thread() is not tester and feed.is_inferring))
+        buffers.finish(frame)
+
+    def make_capture(feeds: Feeds) -> Capture:
+        capture = Capture(Counted(20), feeds, clock=clock, now_ms=lambda: 0, next_session=lambda: 1, is_live=False)
+        capture.handover.is_in_place = True
+        return capture
+
+    tester, feed = threading.current_thread(), Feed(buffers, has_model=lambda: True, infer=infer, now=clock.monotonic)
+    shared = SharedSource(make_capture, now=clock.monotonic)
+    shared.attach(feed)
+    wait_until(lambda: buffers.total().grabbed == 20 and not buffers.total().in_flight, what="all frames")
+    shared.detach(feed)
+    shared.stop()
+    assert seen == [(number, True) for number in range(20)]  # nobody else picks frames: all were inferred in place
+    assert buffers.total().inferred == 20
+    assert shared.stuck == 0
+    assert feed.infer_s >= 20 * 10 * STUCK_S
+    assert not feed.is_inferring
+
+
+def test_frames_of_a_source_that_several_look_at_are_handed_over():
+    clock = SystemClock()
+    feeds, all_buffers = Feeds(), [FrameBuffers(max_age_s=60.0, now=clock.monotonic) for _ in range(2)]
+
+    def never(_: Frame) -> None:
+        raise AssertionError("inferred in place")
+
+    for buffers in all_buffers:
+        feeds.attach(Feed(buffers, has_model=lambda: True, infer=never))
+    capture = Capture(Counted(1), feeds, clock=clock, now_ms=lambda: 0, next_session=lambda: 1)
+    capture.handover.is_in_place = True
+    capture.start()
+    picked = [(buffers, wait_until(lambda buffers=buffers: buffers.pick(0.1), what="a frame")) for buffers in all_buffers]
+    for buffers, frame in picked:
+        buffers.finish(frame)
+    capture.stop()
+    assert capture.join(60)

@@ -19,16 +19,17 @@ def buffers_at(now: Callable[[], float] = lambda: 0.0) -> FrameBuffers:
 
 
 def publish(buffers: FrameBuffers, seq: int, *, session: int = 1, captured_s: float = 0.0) -> None:
-    buffers.grabbed(session)
     frame = buffers.fill(session, seq, captured_s=captured_s, at_ms=0)
     assert frame is not None
     buffers.publish(frame)
 
 
 def test_the_latest_frame_wins_and_the_older_one_is_counted_as_superseded():
-    buffers = buffers_at()
+    now = [0.0]
+    buffers = buffers_at(lambda: now[0])
     publish(buffers, 0)
-    publish(buffers, 1)
+    now[0] = 0.6 * MAX_AGE_S
+    publish(buffers, 1, captured_s=now[0])
     frame = buffers.pick(0)
     assert frame is not None
     assert frame.seq == 1
@@ -49,22 +50,53 @@ def test_a_frame_that_waited_too_long_is_stale():
 def test_a_frame_is_wanted_at_the_start_not_while_one_waits_and_again_once_that_is_picked_or_grows_old():
     now = [0.0]
     buffers = buffers_at(lambda: now[0])
-    assert buffers.is_wanted
     publish(buffers, 0)
-    assert not buffers.is_wanted
+    assert buffers.fill(1, 1, captured_s=0, at_ms=0) is None
+    assert buffers.total().dropped == {DropReason.NOT_WANTED: 1}
     now[0] = 0.6 * MAX_AGE_S
-    assert buffers.is_wanted
+    publish(buffers, 2, captured_s=now[0])
     frame = buffers.pick(0)
     assert frame is not None
-    assert buffers.is_wanted
+    assert frame.seq == 2
+    publish(buffers, 3, captured_s=now[0])
+    assert buffers.total().dropped == {DropReason.NOT_WANTED: 1, DropReason.SUPERSEDED: 1}
+
+
+def test_a_frame_is_inferred_in_place_while_none_waits_or_is_being_inferred():
+    buffers = buffers_at()
+    first, second, third = (buffers.fill(1, seq, captured_s=0, at_ms=0) for seq in range(3))
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert buffers.claim(first)
+    assert not buffers.claim(second)  # one is being inferred
+    buffers.finish(first)
+    buffers.publish(second)
+    assert not buffers.claim(third)  # one waits
+    assert buffers.pick(0) is second
+    assert not buffers.claim(third)
+    buffers.finish(second)
+    assert buffers.claim(third)
+    buffers.finish(third)
+    assert buffers.total().inferred == 3
+
+
+def test_neither_an_old_frame_nor_one_after_the_end_is_inferred_in_place():
+    now = [0.0]
+    buffers = buffers_at(lambda: now[0])
+    frame = buffers.fill(1, 0, captured_s=0, at_ms=0)
+    assert frame is not None
+    now[0] = MAX_AGE_S + 0.1
+    assert not buffers.claim(frame)
+    now[0] = 0.0
+    buffers.close()
+    assert not buffers.claim(frame)
 
 
 def test_with_all_buffers_taken_the_frame_is_dropped_for_no_buffer():
     buffers = buffers_at()
     for seq in range(BUFFERS):
-        buffers.grabbed(1)
         assert buffers.fill(1, seq, captured_s=0, at_ms=0) is not None
-    buffers.grabbed(1)
     assert buffers.fill(1, 3, captured_s=0, at_ms=0) is None
     assert buffers.total().dropped == {DropReason.NO_BUFFER: 1}
     assert buffers.total().in_flight == BUFFERS
@@ -88,7 +120,6 @@ def test_closing_counts_the_waiting_frame_as_shutdown_and_wakes_the_picker():
 def test_a_session_with_frames_in_flight_is_kept_apart_until_they_are_settled(fates: list[DropReason | None]):
     buffers = buffers_at()
     for session, fate in enumerate(fates):
-        buffers.grabbed(session)
         frame = buffers.fill(session, 0, captured_s=0, at_ms=0)
         assert frame is not None
         buffers.finish(frame, fate)
@@ -111,10 +142,11 @@ class Accounting(RuleBasedStateMachine):
         self.filling: list[Frame] = []
         self.in_use: list[Frame] = []
         self.grabbed = 0
+        #: Inference asked for a frame since one was handed over.
+        self.is_asked_for = True
         self.newest_picked = (0, -1)
 
     def _grab(self) -> None:
-        self.buffers.grabbed(self.session)
         self.grabbed += 1
         self.seq += 1
 
@@ -126,8 +158,11 @@ class Accounting(RuleBasedStateMachine):
     @rule()
     def fill(self) -> None:
         self._grab()
+        ready = self._ready()
+        is_wanted = self.now - ready[0].captured_s > MAX_AGE_S / 2 if ready else self.is_asked_for
+        has_room = len(self.filling) + len(self.in_use) + len(ready) < BUFFERS
         frame = self.buffers.fill(self.session, self.seq, captured_s=self.now, at_ms=0)
-        assert (frame is None) == (len(self.filling) + len(self.in_use) + self._ready() == BUFFERS)
+        assert (frame is not None) == (is_wanted and has_room)
         if frame is not None:
             self.filling.append(frame)
 
@@ -139,9 +174,20 @@ class Accounting(RuleBasedStateMachine):
             self.buffers.finish(frame, DropReason.DECODE_ERROR)
         else:
             self.buffers.publish(frame)
+            self.is_asked_for = False
+
+    @precondition(lambda self: self.filling)
+    @rule()
+    def inferred_in_place(self) -> None:
+        frame = self.filling[0]
+        is_idle = not self.in_use and not self._ready()
+        assert self.buffers.claim(frame) == (is_idle and self.now - frame.captured_s <= MAX_AGE_S)
+        if frame.state == "in_use":
+            self.in_use.append(self.filling.pop(0))
 
     @rule()
     def pick(self) -> None:
+        self.is_asked_for = self.is_asked_for or bool(self._ready())
         frame = self.buffers.pick(0)
         if frame is not None:
             assert (frame.session, frame.seq) > self.newest_picked
@@ -167,11 +213,11 @@ class Accounting(RuleBasedStateMachine):
         total = self.buffers.total()
         assert total.is_balanced
         assert total.grabbed == self.grabbed
-        assert total.in_flight == len(self.filling) + len(self.in_use) + self._ready()
+        assert total.in_flight == len(self.filling) + len(self.in_use) + len(self._ready())
         assert all(tally.is_balanced for tally in self.buffers.sessions().values())
 
-    def _ready(self) -> int:
-        return sum(frame.state == "ready" for frame in self.buffers._frames)
+    def _ready(self) -> list[Frame]:
+        return [frame for frame in self.buffers._frames if frame.state == "ready"]
 
 
 TestAccounting = Accounting.TestCase

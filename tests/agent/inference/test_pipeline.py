@@ -22,6 +22,7 @@ from waiting import wait_until
 from agent.config import PipelineConfig, RuntimeConfig
 from agent.inference.captures import MAX_STUCK, Captures
 from agent.inference.engine import Line
+from agent.inference.handover import Handover
 from agent.inference.marks import Marks, new_memory
 from agent.inference.messages import Prediction
 from agent.inference.pipeline import Pipeline
@@ -158,6 +159,31 @@ def test_predictions_that_nobody_takes_are_counted_and_the_frames_count_as_infer
     count = wait_until(lambda: (made := pipeline.count()).source_state is SourceState.ENDED and not made.in_flight and made)
     assert count.unsent == count.inferred > 0
     assert [one.code for one in pipeline.findings()] == ["source_ended", "predictions_lost"]
+
+
+def test_whoever_infers_the_frames_come_in_their_order_and_each_is_counted(make_run, line: Line, tmp_path: Path):
+    assert line.activate(make_slot(tmp_path / "a"), RuntimeConfig()).ok
+    heard: list[tuple[int, bool]] = []
+    handovers: list[Handover] = []
+    run = make_run(open_source=lambda *_: SceneCamera(plain(RED), fps=500.0))
+
+    def hear(prediction: Prediction) -> bool:
+        is_in_place = threading.current_thread().name == "capture"
+        heard.append((prediction.frame, is_in_place))
+        for handover in handovers:
+            handover.is_in_place = len(heard) // 5 % 2 == 0
+        return True
+
+    pipeline = run({"kind": "camera"}, on_prediction=hear)
+    handovers.append(pipeline._source.capture.handover)
+    handovers[0].due_s = float("inf")
+    wait_until(lambda: len(heard) > 100 and {is_in_place for _, is_in_place in heard} == {True, False}, what="frames inferred by both")
+    pipeline.stop()
+    count = wait_until(lambda: not (made := pipeline.count()).in_flight and made, what="the last frame")
+    frames = [frame for frame, _ in heard]
+    assert frames == sorted(set(frames))
+    assert count.inferred == len(heard)
+    assert count.grabbed == count.inferred + sum(count.dropped.values())
 
 
 def test_stopping_counts_what_was_waiting(run, line: Line, tmp_path: Path):

@@ -22,7 +22,7 @@ from simulators.videos import BLUE, GREEN, RED, write_video
 from waiting import PATIENCE_S, wait_until
 
 from agent.config import PipelineConfig, RuntimeConfig
-from agent.inference.messages import Finding, PipelineStats, Prediction, WorkerState
+from agent.inference.messages import Beat, Finding, PipelineStats, Prediction, WorkerState
 from agent.inference.process import InferenceProcess, Timings, _artifact_of
 from agent.inference.tuning import Setup, Tuning, Tunings
 from agent.sources.states import SourceState
@@ -58,6 +58,7 @@ class Bench:
 
     def __init__(self, timings: Timings = QUICK, records_dir: Path | None = None, **runtime: object) -> None:
         self.predictions: list[Prediction] = []
+        self._stuck: list[Beat] = []
         self._total = Total()
         self.may_listen = threading.Event()
         self.may_listen.set()
@@ -93,11 +94,16 @@ class Bench:
         return self._total
 
     def is_stuck(self) -> bool:
-        """Whether frames come while the back end of the first line does not return."""
+        """Whether the back end of the first line does not return: the same inference was running in so many beats."""
         child = self.process._child
         if child is None or child.beat is None or not child.beat.pipelines:
             return False
-        return child.beat.pipelines[0].dropped.get("not_wanted", 0) > 5 and child.marks.read(1)[1] != ""
+        count = child.beat.pipelines[0]
+        if not count.is_inferring or not self._stuck or self._stuck[-1].pipelines[0].inferred != count.inferred:
+            self._stuck.clear()
+        if not self._stuck or self._stuck[-1] is not child.beat:
+            self._stuck.append(child.beat)
+        return len(self._stuck) > 20 and child.marks.read(1)[1] != ""
 
     def finding(self, code: str, subject: str = "") -> Finding | None:
         return next((one for one in self.process.findings() if (one.code, one.subject) == (code, subject)), None)

@@ -7,10 +7,18 @@ from agent.sources.states import SourceState
 HANG_S = 5.0
 
 
-def beat(*, inferred: int = 0, not_wanted: int = 0, model_unavailable: int = 0, instance: int = 1, p99_ms: float | None = None) -> Beat:
+def beat(
+    *,
+    inferred: int = 0,
+    not_wanted: int = 0,
+    model_unavailable: int = 0,
+    instance: int = 1,
+    p99_ms: float | None = None,
+    is_inferring: bool = False,
+) -> Beat:
     dropped = {"not_wanted": not_wanted, "model_unavailable": model_unavailable}
     grabbed = inferred + not_wanted + model_unavailable
-    count = PipelineCount("front", instance, grabbed, inferred, dropped, 0, 0, 0, 1, SourceState.RUNNING, "")
+    count = PipelineCount("front", instance, grabbed, inferred, dropped, 0, 0, 0, 1, SourceState.RUNNING, "", is_inferring=is_inferring)
     lines = () if p99_ms is None else (LineCount("color", "/x", "1.0", "a", "a", inferred, 0, 0, p99_ms, None),)
     return Beat((count,), lines, (), 1.0)
 
@@ -111,3 +119,19 @@ def test_an_overloaded_machine_is_given_more_time():
     watch.heard(10)
     assert watch.verdict(24.9, strain=3.0) is None
     assert watch.verdict(25.1, strain=3.0) is not None
+
+
+def test_an_inference_that_does_not_end_is_a_hang_though_no_frame_is_grabbed_meanwhile():
+    watch = ready_watch()
+    watch.beat(beat(inferred=5), 0)
+    for second in range(1, 8):
+        watch.beat(beat(inferred=5, is_inferring=True), second)
+    assert watch.verdict(5.9) is None
+    assert "inferred nothing" in str(watch.verdict(6.1))
+
+
+def test_inferences_that_end_are_no_hang_however_often_one_is_seen():
+    watch = ready_watch()
+    for second in range(0, 100, 4):
+        watch.beat(beat(inferred=second, is_inferring=True), second)
+        assert watch.verdict(second + 1) is None

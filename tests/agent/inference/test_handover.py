@@ -1,0 +1,81 @@
+"""Who infers a frame: the decision, and what it is made of."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.inference.handover import LONG_S, SAMPLE, Handover, Spell, decide
+
+#: A camera with 30 frames per second, 10 ms of decoding each, and a model of 1 ms.
+LIGHT = Spell(elapsed_s=1.0, capture_s=0.15, infer_s=0.03, inferred=30)
+
+
+@pytest.mark.parametrize("is_live", [True, False])
+def test_a_small_model_at_a_cameras_pace_is_inferred_in_place(is_live):
+    assert decide(LIGHT, is_in_place=False, is_live=is_live)
+
+
+@pytest.mark.parametrize("is_live", [True, False])
+def test_decoding_and_inference_that_fill_the_time_go_on_beside_each_other(is_live):
+    busy = replace(LIGHT, capture_s=0.45, infer_s=0.5)
+    assert not decide(busy, is_in_place=True, is_live=is_live)
+
+
+def test_a_thread_that_is_busy_most_of_the_time_stays_as_it_is():
+    between = replace(LIGHT, capture_s=0.3, infer_s=0.3)
+    assert decide(between, is_in_place=True, is_live=True)
+    assert not decide(between, is_in_place=False, is_live=True)
+
+
+def test_a_live_source_is_drained_while_inference_takes_all_the_time_and_a_recording_waits():
+    slow = Spell(elapsed_s=1.0, capture_s=0.001, infer_s=0.999, inferred=20)
+    assert not decide(slow, is_in_place=True, is_live=True)
+    assert decide(slow, is_in_place=False, is_live=False)
+
+
+def test_a_spell_without_a_frame_changes_nothing():
+    nothing = Spell(elapsed_s=1.0, capture_s=0.9, infer_s=0.0, inferred=0)
+    assert decide(nothing, is_in_place=True, is_live=True)
+    assert not decide(nothing, is_in_place=False, is_live=True)
+
+
+@given(
+    st.builds(Spell, st.floats(0.1, 10), st.floats(0, 10), st.floats(0, 10), st.integers(0, 1000)),
+    st.booleans(),
+)
+def test_whoever_would_begin_to_infer_in_place_would_also_go_on(spell, is_live):
+    assert decide(spell, is_in_place=True, is_live=is_live) or not decide(spell, is_in_place=False, is_live=is_live)
+
+
+def test_nothing_is_decided_at_the_first_look_and_it_takes_what_came_since_after():
+    one = Handover(is_live=True)
+    one.look(100.0, thread_cpu_s=50.0, infer_s=500.0, inferred=5000)
+    assert not one.is_in_place
+    assert one.due_s > 100.0
+    one.look(101.0, thread_cpu_s=50.1, infer_s=500.1, inferred=5030)
+    assert one.is_in_place
+
+
+def test_processor_time_of_inferences_in_place_is_not_taken_for_decoding():
+    one = Handover(is_live=True)
+    one.is_in_place = True
+    one.look(0.0, thread_cpu_s=0.0, infer_s=0.0, inferred=0)
+    for number in range(40):  # 40 inferences of 10 ms, half of which the processor was busy, and 10 ms of decoding each
+        assert one.is_sample == (number % SAMPLE == 0)
+        one.inferred_in_place(0.010, 0.005 if one.is_sample else None)
+    one.look(1.0, thread_cpu_s=0.2 + 0.3, infer_s=0.4, inferred=40)  # busy 0.3 + 0.4 = 0.7
+    assert one.is_in_place
+    for _ in range(40):
+        one.inferred_in_place(0.010, 0.005 if one.is_sample else None)
+    one.look(2.0, thread_cpu_s=0.5 + 0.2 + 0.4, infer_s=0.8, inferred=80)  # busy 0.4 + 0.4 = 0.8
+    assert not one.is_in_place
+
+
+def test_one_long_inference_hands_a_live_source_over_at_once():
+    for is_live in (True, False):
+        one = Handover(is_live=is_live)
+        one.is_in_place = True
+        one.inferred_in_place(LONG_S + 0.1, None)
+        assert one.is_in_place is not is_live
