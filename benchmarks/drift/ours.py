@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.drift.scales import LOOKS, fit_scales, judged
 from benchmarks.drift.trial import HORIZON, REFERENCE_DAYS, Case, Device, alarms, delay
 from benchmarks.drift.world import WINDOWS
 from protocol.sketches.evidence import SUBWINDOWS_PER_YEAR, blocks_per_year, e_values, threshold, trajectory
 from protocol.sketches.grid import Grid
 from protocol.sketches.reference import choose_block
-from benchmarks.drift.scales import LOOKS, fit_scales, judged
 from protocol.sketches.scatter import fit_scatter
 from protocol.sketches.tail import fit_tail
 

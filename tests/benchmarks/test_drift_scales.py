@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from benchmarks.drift.scales import LOOKS, Look, fit_modes, fit_scales, is_alarm, judged, leading, pooled
 from protocol.errors import InvalidError
 from protocol.sketches.grid import FeatureGroup, Grid, fit_feature
-from benchmarks.drift.scales import LOOKS, Look, fit_modes, fit_scales, is_alarm, judged, leading, pooled
 
 DAY = 144
 GRID = Grid(
