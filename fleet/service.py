@@ -56,12 +56,13 @@ from fleet.devices.calls import DeviceCalls
 from fleet.devices.model import DeviceFilter, DeviceState
 from fleet.devices.pki import Authority, open_authority
 from fleet.jobs import Job
-from fleet.monitoring import rules
+from fleet.monitoring import drift_service, rules
 from fleet.monitoring import service as monitoring
 from fleet.monitoring.alerts import history
 from fleet.monitoring.alerts import service as alerts
 from fleet.monitoring.alerts.announcing import DELIVER
 from fleet.monitoring.alerts.model import Counted
+from fleet.monitoring.drift_model import OPEN_STATES
 from fleet.monitoring.ingest import IngestRules, IngestWorker
 from fleet.monitoring.live import LiveFeed
 from fleet.registry.deltas import BUILD_DELTAS, ChildEncoder, DeltaRules
@@ -95,6 +96,8 @@ DELTA_LEASE_S = 60.0
 DELIVERY_LEASE_S = 300.0
 #: Where a demo finds its login; no other start writes a password anywhere.
 DEMO_LOGIN = "demo-login.json"
+#: Open alarms that the chart of the fleet counts at most.
+ALARMS_COUNTED = 10_000
 SIGNER_USER = "signer"
 _SETUP = Actor(ActorKind.SERVICE, "first-start")
 
@@ -621,7 +624,8 @@ class Controller:
         alerts.evaluate(database, tenant, now=now)
         history.add_received(database, tenant, now=now)
         online = sum(count for (presence, _), count in monitoring.count_views(database, tenant).items() if presence is not Presence.OFFLINE)
-        counted = Counted(devices.count_devices(database, tenant), online, 0, alerts.count_firing(database, tenant))
+        alarms = len(drift_service.list_alarms(database, tenant, states=tuple(OPEN_STATES), limit=ALARMS_COUNTED))
+        counted = Counted(devices.count_devices(database, tenant), online, alarms, alerts.count_firing(database, tenant))
         history.save_counted(database, tenant, counted, now=now)
 
     def _prune(self) -> None:

@@ -4,7 +4,7 @@ from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fleet.web import admin_api, console, console_groups, console_monitoring, device_api, problems
+from fleet.web import admin_api, console, console_drift, console_groups, console_monitoring, device_api, problems
 from fleet.web.limits import BodyLimit, RateLimit
 from fleet.web.services import Services
 
@@ -39,6 +39,7 @@ def console_app(services: Services) -> FastAPI:
     upload_limit = services.config.limits.artifact_mb * 1024 * 1024 + 1024 * 1024
     app = _app(services, title="Mooring", upload_limit=upload_limit)
     app.include_router(admin_api.router)
+    app.include_router(console_drift.router)
     app.include_router(console_monitoring.router)
     app.include_router(console_groups.router)
     app.include_router(console.router)

@@ -220,12 +220,13 @@ def slots_of_points(points: Sequence[DevicePoint], *, stream: str, pipeline: str
 
 
 def bars_of(edges: Sequence[float], reference: Sequence[float], now: Sequence[float]) -> tuple[Bar, ...]:
-    """Shares of the cells between `edges` (one more cell than edges) as bars of equal width."""
+    """Shares of the cells between `edges` (one more edge than cells) as bars of equal width; the outer cells hold what lies beyond."""
     top = max([*reference, *now, 1e-9])
     width = WIDTH / max(1, len(reference))
-    labels = [f"up to {number(edges[0])}" if edges else "all"]
-    labels += [f"{number(low)} to {number(high)}" for low, high in itertools.pairwise(edges)]
-    labels += [f"over {number(edges[-1])}"] if edges else []
+    cells = list(itertools.pairwise(edges))
+    labels = [f"{number(low)} to {number(high)}" for low, high in cells]
+    if len(cells) > 1:
+        labels[0], labels[-1] = f"up to {number(cells[0][1])}", f"over {number(cells[-1][0])}"
     return tuple(
         Bar(label, before, after, round(index * width, 2), round(width / 2 - 0.5, 2), _height(before, top), _height(after, top))
         for index, (label, before, after) in enumerate(zip(labels, reference, now, strict=True))

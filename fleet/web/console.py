@@ -29,8 +29,10 @@ PAGE_SIZE = 50
 SLOW_S = 3.0
 _NAV = (
     ("Home", "/", "house", "devices:read"),
+    ("Alarms", "/alarms", "bell", "alarms:read"),
     ("Devices", "/devices", "cpu", "devices:read"),
     ("Monitoring", "/monitoring", "graph-up", "telemetry:read"),
+    ("Drift", "/drift", "activity", "profiles:read"),
     ("Rules", "/rules", "sliders", "rules:read"),
     ("Models", "/models", "boxes", "releases:read"),
     ("Campaigns", "/campaigns", "send", "campaigns:read"),
@@ -581,9 +583,9 @@ def part_stream(
 def shell_of(request: Request, caller: Caller | None, current: str) -> Shell:
     """What stands around every page."""
     services = services_of(request)
-    waiting = console_views.count_waiting(services.database, caller.tenant) if caller is not None and current else 0
+    waiting = console_views.count_waiting(services.database, caller.tenant) if caller is not None and current else {}
     nav = tuple(
-        NavItem(label, href, icon, label == current, waiting if label == "Approvals" else 0)
+        NavItem(label, href, icon, label == current, waiting.get(label, 0))
         for label, href, icon, action in _NAV
         if caller is not None and caller.may(action)
     )

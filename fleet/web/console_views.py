@@ -17,8 +17,10 @@ from fleet.devices.model import Device
 from fleet.governance import service as governance
 from fleet.governance.approvals import check_decider
 from fleet.governance.model import Approval, ApprovalState
+from fleet.monitoring import drift_service
 from fleet.monitoring import service as monitoring
 from fleet.monitoring import store as monitoring_store
+from fleet.monitoring.drift_model import OPEN_STATES, AlarmState
 from fleet.monitoring.model import Health
 from fleet.registry import service as registry_service
 from fleet.registry import store as registry_store
@@ -65,6 +67,7 @@ PROBLEMS_SHOWN, EVENTS_SHOWN, CAMPAIGNS_SHOWN, APPROVALS_SHOWN = 12, 8, 200, 500
 #: Devices of a campaign listed on its page.
 UPDATES_SHOWN = 500
 AUDIT_SHOWN = 100
+ALARMS_COUNTED = 999
 #: Devices whose state is read in one query.
 PORTION = 500
 
@@ -93,6 +96,7 @@ def home(registry: Registry, caller: Caller) -> HomeView:
         approvals=approvals(database, caller).waiting,
         campaigns=tuple(row for row in campaign_list(database, caller).rows if row.state in {"running", "paused"}),
         events=tuple(device_views.event_view(row) for row in events),
+        alarms=len(drift_service.list_alarms(database, caller.tenant, states=tuple(OPEN_STATES), limit=ALARMS_COUNTED)),
         server=tuple(
             ConditionView(one.code, one.severity, one.text, None, one.advice) for one in registry.key_status.alarms(registry.clock.now())
         ),
@@ -446,6 +450,9 @@ def _name(actor: str) -> str:
     return actor.removeprefix("person:")
 
 
-def count_waiting(database: Database, tenant: TenantId) -> int:
-    """Approvals that wait, for the number in the rail."""
-    return len(governance.list_approvals(database, tenant, state=ApprovalState.PENDING, limit=99))
+def count_waiting(database: Database, tenant: TenantId) -> dict[str, int]:
+    """What waits for somebody, by its entry in the rail."""
+    return {
+        "Approvals": len(governance.list_approvals(database, tenant, state=ApprovalState.PENDING, limit=99)),
+        "Alarms": len(drift_service.list_alarms(database, tenant, states=(AlarmState.RAISED,), limit=99)),
+    }

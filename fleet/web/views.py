@@ -73,6 +73,8 @@ class HomeView:
     approvals: tuple[ApprovalRow, ...] = ()
     campaigns: tuple[CampaignRow, ...] = ()
     events: tuple[EventView, ...] = ()
+    #: Open alarms of drift.
+    alarms: int = 0
     #: Keys and clock of the server itself.
     server: tuple[ConditionView, ...] = ()
 

@@ -1,0 +1,533 @@
+"""Drift and its alarms as pages show them: put into words and figures. Pure; values in, rows out."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import numpy as np
+
+from fleet.monitoring.drift_model import (
+    AccuracyRange,
+    Alarm,
+    AlarmState,
+    Distribution,
+    FalseAlarms,
+    Grade,
+    OverviewRow,
+    SubjectKind,
+    TimePoint,
+    Trust,
+)
+from fleet.web.charts import Bar, Chart, Line, Mark, bars_of, number
+from protocol.sketches.evidence import SUBWINDOWS_PER_YEAR, e_values, threshold, trajectory
+
+SUB_WINDOW = timedelta(minutes=10)
+#: False alarms per device-year that the what-if table always shows.
+RATES = (0.2, 0.5, 1.0, 2.0, 5.0)
+#: Steps of the slider: rates from 0.1 to 10, even in their logarithm.
+SLIDER_STEPS = 20
+#: How far back the evidence of the what-if begins before the onset: blocks that settled R.
+BEFORE = timedelta(days=14)
+DAY = 144
+#: Distributions on a page that asked for no feature.
+DISTRIBUTIONS_SHOWN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of the heat map."""
+
+    text: str
+    #: 0 (as the reference) to 4; the color repeats what the text says.
+    heat: int
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeatRow:
+    """One pipeline of a device in the heat map."""
+
+    device: str
+    pipeline: str
+    grade: str
+    state: str
+    alarm: str
+    score: str
+    p: str
+    evidence: str
+    is_listed: bool
+    cells: tuple[Cell, ...]
+    conditions: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeatMap:
+    """Device by feature, as a table."""
+
+    features: tuple[str, ...]
+    rows: tuple[HeatRow, ...]
+    learning: int
+
+
+@dataclass(frozen=True, slots=True)
+class DistributionView:
+    """One feature, reference against now."""
+
+    feature: str
+    bars: tuple[Bar, ...]
+    rows: int
+    psi: str
+    js: str
+    w1: str
+    reference_of: str
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyView:
+    """The accuracy range with its flag, and what was measured."""
+
+    low: str
+    high: str
+    trust: str
+    #: good, warn, or empty for gray.
+    kind: str
+    words: str
+    reason: str
+    estimates: tuple[tuple[str, str], ...]
+    measured: tuple[tuple[str, str, str, int], ...]
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """When an alarm would have come at another rate of false alarms."""
+
+    rate: float
+    #: None: not within what is stored.
+    delay: timedelta | None
+
+    @property
+    def words(self) -> str:
+        """The delay for people."""
+        return "not within what is stored" if self.delay is None else duration(self.delay)
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIfView:
+    """The what-if table, and the rate that somebody asked for."""
+
+    rows: tuple[WhatIf, ...]
+    asked: WhatIf | None
+    #: Position of the slider.
+    step: int
+    windows: int
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmRow:
+    """One alarm in a list."""
+
+    id: str
+    place: str
+    place_url: str
+    state: str
+    cause: str
+    grade: str
+    words: str
+    onset: datetime
+    raised_at: datetime
+    outcome: str
+    devices: int
+    reopened: int
+    muted_until: datetime | None
+    acknowledged_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRow:
+    """One feature that an alarm names."""
+
+    feature: str
+    group: str
+    word: str
+    share: str
+    p: str
+    place: str
+    spread: str
+    psi: str
+    js: str
+    w1: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmPage:
+    """One alarm with what it means."""
+
+    row: AlarmRow
+    features: tuple[FeatureRow, ...]
+    #: (question, answer), in plain words.
+    explanation: tuple[tuple[str, str], ...]
+    facts: tuple[tuple[str, str], ...]
+    devices: tuple[str, ...]
+    note: str
+    link: str
+    parent: str
+    revision: int
+    is_open: bool
+    can_acknowledge: bool
+    what_if: WhatIfView | None = None
+    timeline: Chart | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmsView:
+    """Alarms, and what is said aloud when they change."""
+
+    rows: tuple[AlarmRow, ...]
+    shown: str
+    open_count: int
+    said: str
+    promise: str
+    next_url: str = ""
+    first_url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineDrift:
+    """The drift page of one pipeline."""
+
+    device: str
+    pipeline: str
+    alarm: str
+    accuracy: AccuracyView | None
+    timeline: Chart
+    distributions: tuple[DistributionView, ...]
+    features: tuple[str, ...]
+    feature: str
+    facts: tuple[tuple[str, str], ...]
+
+
+def heat_map(rows: Sequence[OverviewRow]) -> HeatMap:
+    """The heat map: features in the order in which they first come."""
+    features = tuple(dict.fromkeys(cell.feature for row in rows for cell in row.cells))
+    return HeatMap(features, tuple(_heat_row(row, features) for row in rows), sum(row.state.grade is Grade.COLLECTING for row in rows))
+
+
+def heat_of(p: float | None) -> int:
+    """How warm a tail probability is drawn."""
+    if p is None:
+        return 0
+    return sum(p < limit for limit in (0.05, 0.01, 1e-3, 1e-6))
+
+
+def distribution_view(found: Distribution) -> DistributionView:
+    """A distribution as bars."""
+    bars = bars_of(found.edges, found.reference, found.now)
+    return DistributionView(found.feature, bars, found.rows, number(found.psi), number(found.js), number(found.w1), found.reference_of)
+
+
+def accuracy_view(found: AccuracyRange) -> AccuracyView:
+    """The range in percent with what its flag means."""
+    words = {
+        Trust.TRUSTED: ("trusted", "good", "No input or embedding feature has an open alarm: estimates of this kind held at release."),
+        Trust.MATCHED: ("matched", "warn", "There is an open alarm, of a kind of change for which the estimates held at release."),
+        Trust.NOT_TRUSTED: (
+            "not trusted",
+            "",
+            "Estimates without labels can be too high by far here. Only labels tell; no gate uses this range.",
+        ),
+    }
+    name, kind, said = words[found.trust]
+    return AccuracyView(
+        low=percent(found.low),
+        high=percent(found.high),
+        trust=name,
+        kind=kind,
+        words=said,
+        reason=found.reason,
+        estimates=tuple((key, percent(value)) for key, value in found.estimates.items()),
+        measured=tuple(
+            (
+                one.slice or "all",
+                percent(one.accuracy) if one.accuracy is not None else "–",
+                f"{percent(one.low)} to {percent(one.high)}",
+                one.labels,
+            )
+            for one in found.measured
+        ),
+        rows=found.rows,
+    )
+
+
+def timeline_chart(points: Sequence[TimePoint], *, alarm: Alarm | None = None, block: int = DAY) -> Chart:
+    """T² of each sub-window, with the begin of each block, and of an alarm's onset and crossing."""
+    times = tuple(point.at for point in points)
+    marks = [Mark(at, "block") for at in _block_starts(times, block)]
+    if alarm is not None:
+        marks += [Mark(alarm.onset, "onset", "onset"), Mark(alarm.raised_at, "raised", "alarm")]
+    lines = (Line("score", tuple(point.score for point in points)),)
+    note = "T² of ten-minute windows; what was not testable is a gap. Grey lines: where a block begins."
+    return Chart("timeline", "Drift score", "", times, lines, note=note, marks=tuple(marks), is_log=True)
+
+
+def block_of(alarm: Alarm) -> int:
+    """Sub-windows per block of the check that raised the alarm, by its threshold: A = blocks a year / rate."""
+    per_year = alarm.threshold * alarm.rate
+    known = (36, 144, 288, 1008)
+    if not (math.isfinite(per_year) and per_year > 0):
+        return DAY
+    return min(known, key=lambda one: abs(math.log(per_year * one / SUBWINDOWS_PER_YEAR)))
+
+
+def what_if(points: Sequence[TimePoint], *, onset: datetime, rate: float, block: int) -> WhatIf:
+    """When these windows would have raised an alarm at `rate` false alarms a year, counted from the onset.
+
+    The running value starts at 0 with the first of the points; what it did before the onset counts as no alarm.
+    """
+    if not points:
+        return WhatIf(rate, None)
+    first = _window_of(points[0].at) // block * block
+    last = _window_of(points[-1].at) // block * block + block
+    e = np.full(last - first, np.nan)
+    for point in points:
+        if point.p is not None:
+            e[_window_of(point.at) - first] = float(e_values(point.p))
+    running = trajectory(e.reshape(-1, block)).ravel()
+    begin = max(0, _window_of(onset) - first)
+    reached = np.flatnonzero(running[begin:] >= threshold(rate, SUBWINDOWS_PER_YEAR / block))
+    seen = _window_of(points[-1].at) - first - begin
+    if not len(reached) or reached[0] > seen:
+        return WhatIf(rate, None)
+    # the window is judged at its end
+    return WhatIf(rate, SUB_WINDOW * (int(reached[0]) + 1))
+
+
+def what_if_view(points: Sequence[TimePoint], *, onset: datetime, block: int, asked: float | None) -> WhatIfView | None:
+    """The table of delays, and the one that was asked for; None without windows."""
+    if not any(point.p is not None for point in points):
+        return None
+    rows = tuple(what_if(points, onset=onset, rate=rate, block=block) for rate in RATES)
+    chosen = what_if(points, onset=onset, rate=asked, block=block) if asked is not None else None
+    return WhatIfView(rows, chosen, step_of(asked or 1.0), sum(point.p is not None for point in points))
+
+
+def rate_of_step(step: int) -> float:
+    """The rate at a position of the slider, two digits: 0 is 0.1, the last is 10."""
+    return float(f"{10 ** (2 * step / SLIDER_STEPS - 1):.2g}")
+
+
+def step_of(rate: float) -> int:
+    """The position of the slider that is nearest to a rate."""
+    return min(SLIDER_STEPS, max(0, round((math.log10(rate) + 1) * SLIDER_STEPS / 2)))
+
+
+def alarm_row(alarm: Alarm) -> AlarmRow:
+    """An alarm in a list."""
+    subject = alarm.subject
+    is_device = subject.kind is SubjectKind.DEVICE
+    return AlarmRow(
+        id=alarm.alarm,
+        place=f"{subject.name} / {subject.pipeline}" if subject.pipeline else f"{subject.kind.value} {subject.name}",
+        place_url=f"/drift/{subject.name}/{subject.pipeline}" if is_device else "",
+        state=alarm.state.value,
+        cause=alarm.cause.value,
+        grade=alarm.grade.value,
+        words=alarm.words,
+        onset=alarm.onset,
+        raised_at=alarm.raised_at,
+        outcome=alarm.outcome.value if alarm.outcome and not alarm.is_open else "",
+        devices=len(alarm.devices),
+        reopened=alarm.reopened,
+        muted_until=alarm.muted_until,
+        acknowledged_by=alarm.acknowledged_by.removeprefix("person:"),
+    )
+
+
+def alarm_page(alarm: Alarm, *, words: str, what_if: WhatIfView | None = None, timeline: Chart | None = None) -> AlarmPage:
+    """One alarm with what it means."""
+    return AlarmPage(
+        row=alarm_row(alarm),
+        features=tuple(
+            FeatureRow(
+                one.feature,
+                one.group,
+                one.word,
+                percent(one.share),
+                number(one.p),
+                signed(one.place),
+                signed(one.spread),
+                number(one.psi),
+                number(one.js),
+                number(one.w1),
+            )
+            for one in alarm.features
+        ),
+        explanation=explanation(alarm, words),
+        facts=(
+            ("Evidence", f"{number(alarm.statistic)}, with {number(alarm.threshold)} an alarm is raised"),
+            ("False alarms allowed", f"{number(alarm.rate)} per device-year"),
+            ("Reference", f"{alarm.grade.value}{f', {alarm.reference_id[:12]}' if alarm.reference_id else ''}"),
+            ("Model version", alarm.subject.model[:12] or "–"),
+            ("Windows of evidence", str(len(alarm.evidence))),
+        ),
+        devices=tuple(alarm.devices),
+        note=alarm.note,
+        link=alarm.link,
+        parent=alarm.parent or "",
+        revision=alarm.revision,
+        is_open=alarm.is_open,
+        can_acknowledge=alarm.state is AlarmState.RAISED,
+        what_if=what_if,
+        timeline=timeline,
+    )
+
+
+def explanation(alarm: Alarm, words: str) -> tuple[tuple[str, str], ...]:
+    """What the alarm means, how sure it is, and what it costs to be wrong; plain words."""
+    moved = {
+        "input": "What the camera or sensor delivers is no longer like what this device saw while its reference was learned.",
+        "prior": "What comes in looks as before, and the answers come in other shares: some things have become more or less frequent.",
+        "concept": "What comes in looks as before, and labels (or a bigger model) say that the same pictures now mean something else.",
+        "unknown": "What the model sees or answers is no longer like its reference; which of the two moved is not told yet.",
+    }[alarm.cause.value]
+    rate, count = number(alarm.rate), max(1, len(alarm.devices))
+    sure = (
+        f"If nothing had changed, this check would raise about {rate} alarm{'' if alarm.rate == 1 else 's'} per device and year, "
+        f"or fewer. The evidence reached {number(alarm.statistic)} where {number(alarm.threshold)} are needed."
+    )
+    if alarm.grade is Grade.PROVISIONAL:
+        sure += " The reference is young (14 to 27 days): the rate is not promised yet."
+    cost = (
+        f"If it is a false alarm, somebody looks at {count} device{'' if count == 1 else 's'} for nothing; with this setting that comes "
+        f"to about {number(alarm.rate * count)} such looks a year for {'it' if count == 1 else 'them'}. If it is right and nobody answers, "
+        "the model goes on answering on pictures it was not measured on: its accuracy may be far below what the release promised, "
+        "and the estimated range is not trusted while the alarm is open."
+    )
+    doing = (
+        "Look at the features below and at the device. A dirty lens, a moved or covered camera: mend it and clear the alarm as a "
+        "condition. A lasting change of the world: retrain, or take a new reference. Nothing wrong: clear it as a false alarm; "
+        "such answers are counted against the promise."
+    )
+    return (
+        ("What happened", words or moved),
+        ("What it means", moved),
+        ("How sure is it", sure),
+        ("What it costs to be wrong", cost),
+        ("What to do", doing),
+    )
+
+
+def alarms_view(found: Sequence[Alarm], *, open_count: int, shown: str, promise: FalseAlarms | None) -> AlarmsView:
+    """A page of alarms, with the sentence that is read aloud."""
+    rows = tuple(alarm_row(one) for one in found)
+    newest = next((row for row in rows if row.state != "cleared"), None)
+    said = f"{open_count} open alarm{'' if open_count == 1 else 's'}." + (f" The newest: {newest.place}." if newest else "")
+    return AlarmsView(rows, shown, open_count, said, promise_words(promise) if promise else "")
+
+
+def with_pages(view: AlarmsView, *, next_url: str, first_url: str) -> AlarmsView:
+    """The view with where its other pages are."""
+    return replace(view, next_url=next_url, first_url=first_url)
+
+
+def pipeline_drift(
+    row: OverviewRow,
+    *,
+    points: Sequence[TimePoint],
+    accuracy: AccuracyRange | None,
+    distributions: Sequence[Distribution],
+    feature: str,
+    alarm: Alarm | None,
+) -> PipelineDrift:
+    """The drift page of one pipeline; without a feature asked for, the distributions of what moved most."""
+    state = row.state
+    by_name = {one.feature: one for one in distributions}
+    order = sorted(row.cells, key=lambda cell: (1.0 if cell.p is None else cell.p, -abs(cell.place or 0.0)))
+    picked = [one for one in (by_name.get(cell.feature) for cell in order) if one is not None]
+    shown = list(distributions) if feature else (picked or list(distributions))[:DISTRIBUTIONS_SHOWN]
+    facts = (
+        ("Reference", state.grade.value if state.grade is not Grade.COLLECTING else f"learning: day {state.days} of 14, no alarms yet"),
+        ("Check", f"by the {state.check.value}"),
+        ("Latest score", f"{number(state.score)} (p {number(state.p)})"),
+        ("Evidence", f"{number(state.statistic)} of {number(state.threshold)}"),
+        ("Site gap", f"{number(state.site_gap)} (distance to the model's own reference; shown, never an alarm)"),
+        ("Peers", f"p {number(state.peer_p)} against devices like it; shown, never an alarm"),
+        ("Judged until", f"{state.judged_until:%Y-%m-%d %H:%M} UTC" if state.judged_until else "nothing yet"),
+        ("Conditions", ", ".join(f"{code}: {seconds} s" for code, seconds in state.conditions.items()) or "none"),
+    )
+    return PipelineDrift(
+        device=state.device,
+        pipeline=state.pipeline,
+        alarm=row.alarm or "",
+        accuracy=accuracy_view(accuracy) if accuracy else None,
+        timeline=timeline_chart(points, alarm=alarm, block=block_of(alarm) if alarm else DAY),
+        distributions=tuple(distribution_view(one) for one in shown),
+        features=tuple(cell.feature for cell in row.cells),
+        feature=feature,
+        facts=facts,
+    )
+
+
+def promise_words(found: FalseAlarms) -> str:
+    """How the promise was kept, in a sentence."""
+    if not found.device_years:
+        return ""
+    bound = f" (95 % sure that it is at most {number(found.bound)})" if found.bound is not None else ""
+    return (
+        f"{found.count} of {found.alarms} alarms were called false in {number(found.device_years)} device-years: "
+        f"{number(found.count / found.device_years)} per device-year{bound}; {number(found.rate)} are allowed."
+    )
+
+
+def percent(value: float) -> str:
+    """A share in percent: "93.4 %"."""
+    return f"{100 * value:.1f} %"
+
+
+def signed(value: float | None) -> str:
+    """A shift with its sign: "+1.3"."""
+    return "–" if value is None else f"{value:+.1f}"
+
+
+def duration(length: timedelta) -> str:
+    """A length of time in the unit that suits it."""
+    minutes = length.total_seconds() / 60
+    if minutes < 120:
+        return f"{minutes:.0f} min"
+    return f"{minutes / 60:.1f} h" if minutes < 48 * 60 else f"{minutes / 1440:.1f} days"
+
+
+def _heat_row(row: OverviewRow, features: Sequence[str]) -> HeatRow:
+    state, cells = row.state, {cell.feature: cell for cell in row.cells}
+    conditions = ", ".join(f"{code} {seconds} s" for code, seconds in state.conditions.items())
+    return HeatRow(
+        device=state.device,
+        pipeline=state.pipeline,
+        grade=state.grade.value if state.grade is not Grade.COLLECTING else f"learning, day {state.days} of 14",
+        state=row.alarm_state.value if row.alarm_state else "ok",
+        alarm=row.alarm or "",
+        score=number(state.score),
+        p=number(state.p),
+        evidence=number(state.evidence),
+        is_listed=state.is_listed,
+        cells=tuple(
+            Cell(signed(cell.place), heat_of(cell.p), f"p {number(cell.p)}")
+            if (cell := cells.get(feature))
+            else Cell("–", 0, "not watched")
+            for feature in features
+        ),
+        conditions=conditions,
+    )
+
+
+def _window_of(moment: datetime) -> int:
+    return int(moment.timestamp()) // int(SUB_WINDOW.total_seconds())
+
+
+def _block_starts(times: Sequence[datetime], block: int) -> list[datetime]:
+    if not times:
+        return []
+    first, last = _window_of(times[0]), _window_of(times[-1])
+    starts = range(-(-first // block) * block, last + 1, block)
+    return [datetime.fromtimestamp(start * SUB_WINDOW.total_seconds(), tz=times[0].tzinfo) for start in starts]

@@ -1,0 +1,125 @@
+"""The pages of drift without scripts, over a device whose pictures became darker: an alarm from its first sight to its end."""
+
+import pytest
+from console_site import ConsoleSite, running_site
+from simulators.clock import FakeClock
+from simulators.drift_site import add_drift
+
+from fleet.jobs import list_jobs
+from fleet.monitoring import drift_service
+from fleet.monitoring.alerts.announcing import DELIVER
+from fleet.monitoring.alerts.model import Target, TargetKind
+from fleet.monitoring.alerts.service import create_target
+from fleet.monitoring.drift_alarms import DETECTOR
+from protocol.ids import DEFAULT_TENANT
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    with running_site(tmp_path_factory.mktemp("server"), clock=FakeClock()) as site:
+        site.person("ola", "operator")
+        site.person("vera", "viewer")
+        site.enroll("cam-1")
+        yield site
+
+
+@pytest.fixture(scope="module")
+def ola(site):
+    return site.browser("ola")
+
+
+@pytest.fixture(scope="module")
+def vera(site):
+    return site.browser("vera")
+
+
+@pytest.fixture(scope="module")
+def alarm(site, ola):
+    for path, text in (("/alarms", "No open alarms"), ("/drift", "mooring drift reference import")):
+        assert text in ola.get(path).text
+    target = Target(DEFAULT_TENANT, "pager", TargetKind.WEBHOOK, "https://example.org/hook")
+    create_target(site.ground.database, target=target, by=DETECTOR, now=site.services.clock.now())
+    site.online("cam-1")
+    return add_drift(site.ground.database, site.ingest, "cam-1", now=site.services.clock.now())
+
+
+def deliveries(site: ConsoleSite) -> list[str]:
+    with site.ground.database.reading() as tx:
+        return sorted(job.payload["alert"]["type"] for job in list_jobs(tx, DEFAULT_TENANT, kind=DELIVER))
+
+
+def test_the_alarm_is_listed_counted_and_told(site, ola, alarm):
+    page = ola.get("/alarms").text
+    assert f"/alarms/{alarm.alarm}" in page
+    assert "Picture darker since" in page
+    assert '<span class="count">1<span class="visually-hidden"> waiting</span></span>' in page
+    assert 'aria-live="polite"' in page
+    assert "1 open alarm. The newest: cam-1 / front." in page
+    assert deliveries(site) == ["mooring.alarm.raised.v1"]
+    assert "Open alarms" in ola.get("/").text
+
+
+def test_the_map_shows_the_feature_that_moved_warm_and_the_others_not(ola, alarm):
+    page = ola.get("/drift").text
+    assert page.count('<td class="cell h4"') == 1
+    assert "image.brightness" in page
+    assert f"/alarms/{alarm.alarm}" in page
+
+
+def test_a_pipeline_shows_distributions_scores_and_what_may_be_believed(ola, alarm):
+    page = ola.get("/drift/cam-1/front").text
+    assert '<rect class="before"' in page
+    assert "Numbers of image.brightness" in page
+    assert 'data-plot="' in page
+    assert "not trusted" in page or "matched" in page
+    one = ola.get("/drift/cam-1/front?range=7d&feature=output.confidence").text
+    assert one.count('<svg class="dist"') == 1
+    assert ola.get("/drift/cam-1/front?feature=nothing").status_code == 404
+    assert ola.get("/drift/cam-1/other").status_code == 404
+    assert ola.get("/drift/nobody/front").status_code == 404
+
+
+def test_the_page_of_an_alarm_says_what_it_means_and_what_if(ola, alarm):
+    page = ola.get(f"/alarms/{alarm.alarm}").text
+    for wanted in ("What it means", "How sure is it", "What it costs to be wrong", "darker", "What if other false alarms were allowed?"):
+        assert wanted in page
+    assert "&#34;kind&#34;: &#34;onset&#34;" in page
+    asked = ola.get(f"/alarms/{alarm.alarm}?rate=0.2").text
+    assert "With 0.2 false alarms per year this shift would have been seen after <strong>10 min</strong>" in asked
+    part = ola.get(f"/alarms/{alarm.alarm}/what-if?step=20").text
+    assert part.startswith("<p")
+    assert "With 10 false alarms per year" in part
+    assert ola.get(f"/alarms/{alarm.alarm}?rate=0").status_code == 422
+    assert ola.get("/alarms/al-nothing").status_code == 404
+
+
+def test_viewers_look_and_do_not_answer(site, vera, alarm):
+    assert "Take it" not in vera.get(f"/alarms/{alarm.alarm}").text
+    assert vera.submit(f"/alarms/{alarm.alarm}/acknowledge", revision=str(alarm.revision)).status_code == 403
+
+
+def test_an_alarm_is_taken_muted_and_cleared_with_a_reason_by_who_saw_its_newest_state(site, ola, alarm):
+    here = f"/alarms/{alarm.alarm}"
+
+    def now():
+        return drift_service.get_alarm(site.ground.database, DEFAULT_TENANT, alarm.alarm)
+
+    stale = ola.submit(f"{here}/acknowledge", revision=str(now().revision + 5), note="mine")
+    assert stale.status_code == 412
+    assert 'role="alert"' in stale.text
+    assert ola.submit(f"{here}/acknowledge", revision=str(now().revision), note="on my way").status_code == 303
+    assert now().acknowledged_by == "person:ola"
+    assert ola.submit(f"{here}/acknowledge", revision=str(now().revision)).status_code == 409
+    assert ola.submit(f"{here}/mute", revision=str(now().revision), hours="24", reason="known").status_code == 303
+    assert "muted until" in ola.get(here).text
+    assert ola.submit(f"{here}/mute", revision=str(now().revision), hours="0", reason="again").status_code == 303
+    assert ola.submit(f"{here}/clear", revision=str(now().revision), outcome="condition", reason="").status_code == 422
+    assert ola.submit(f"{here}/clear", revision=str(now().revision), outcome="recovered", reason="x").status_code == 422
+    assert ola.submit(f"{here}/clear", revision=str(now().revision), outcome="condition", reason="dirty lens").status_code == 303
+    page = ola.get(here).text
+    assert "It is cleared" in page
+    assert "No open alarms" in ola.get("/alarms").text
+    assert alarm.alarm in ola.get("/alarms?show=cleared").text
+    assert deliveries(site) == ["mooring.alarm.cleared.v1", "mooring.alarm.raised.v1"]
+    with site.ground.database.reading() as tx:
+        assert len({job.payload["alert"]["subject"] for job in list_jobs(tx, DEFAULT_TENANT, kind=DELIVER)}) == 1

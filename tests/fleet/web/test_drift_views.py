@@ -1,0 +1,162 @@
+"""Drift in words and figures: what-if delays, the map's colors, marks, explanations. Values in, rows out."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet.monitoring.drift_model import (
+    AccuracyRange,
+    Alarm,
+    AlarmState,
+    AlarmSubject,
+    Attribution,
+    Cause,
+    FalseAlarms,
+    Grade,
+    SubjectKind,
+    TimePoint,
+    Trust,
+)
+from fleet.web import drift_views
+from fleet.web.charts import bars_of
+from protocol.ids import DEFAULT_TENANT, DeviceId
+
+START = datetime(2026, 11, 1, tzinfo=UTC)
+SUB = timedelta(minutes=10)
+FEATURE = Attribution("image.brightness", "input", "darker", 1e-9, 0.9, -3.2, 0.1, 0.5, 0.2, 0.1)
+ALARM = Alarm(
+    tenant=DEFAULT_TENANT,
+    alarm="al-1",
+    subject=AlarmSubject(SubjectKind.DEVICE, "cam-1", "front", "ab" * 16),
+    state=AlarmState.RAISED,
+    cause=Cause.INPUT,
+    grade=Grade.CALIBRATED,
+    grid_id="cd" * 16,
+    reference_id="ef" * 16,
+    onset=START + 2 * timedelta(days=1),
+    raised_at=START + timedelta(days=2, hours=1),
+    statistic=500.0,
+    threshold=365.0,
+    rate=1.0,
+    features=(FEATURE,),
+    words="Picture darker since 00:00 UTC on cam-1.",
+    devices=(DeviceId("cam-1"),),
+)
+
+
+def points(p: list[float | None]) -> list[TimePoint]:
+    return [TimePoint(START + index * SUB, None if value is None else 10.0, value) for index, value in enumerate(p)]
+
+
+def test_a_clear_shift_is_seen_at_the_end_of_its_first_window():
+    made = points([0.5] * 144 + [1e-12] * 10)
+    assert drift_views.what_if(made, onset=START + 144 * SUB, rate=1.0, block=144).delay == SUB
+
+
+def test_what_never_crosses_was_not_seen():
+    made = points([0.5] * 300)
+    found = drift_views.what_if(made, onset=START + 144 * SUB, rate=1.0, block=144)
+    assert (found.delay, found.words) == (None, "not within what is stored")
+    assert drift_views.what_if([], onset=START, rate=1.0, block=144).delay is None
+
+
+def test_a_window_that_is_missing_or_not_testable_proves_nothing():
+    made = points([0.5] * 144 + [None] * 6 + [1e-12])
+    assert drift_views.what_if(made, onset=START + 144 * SUB, rate=1.0, block=144).delay == 7 * SUB
+
+
+@given(st.lists(st.floats(1e-12, 1.0), min_size=1, max_size=300), st.sampled_from([36, 144]))
+def test_who_allows_more_false_alarms_never_waits_longer(p, block):
+    made = points(p)
+    onset = START + timedelta(minutes=10 * (len(p) // 2))
+    found = [drift_views.what_if(made, onset=onset, rate=rate, block=block).delay for rate in (0.1, 0.5, 1.0, 5.0, 50.0)]
+    waits = [timedelta.max if delay is None else delay for delay in found]
+    assert waits == sorted(waits, reverse=True)
+
+
+def test_a_slow_shift_costs_a_longer_wait_when_fewer_false_alarms_are_allowed():
+    made = points([0.5] * 144 + [0.002] * 432)
+    view = drift_views.what_if_view(made, onset=START + 144 * SUB, block=144, asked=0.2)
+    assert view is not None
+    waits = [row.delay for row in view.rows]
+    assert all(waits)
+    assert waits[0] > waits[-1]
+    assert view.asked == view.rows[0]
+    assert view.windows == 576
+    assert drift_views.what_if_view(points([None] * 5), onset=START, block=144, asked=None) is None
+
+
+@pytest.mark.parametrize("step", range(drift_views.SLIDER_STEPS + 1))
+def test_the_slider_and_the_rate_say_the_same(step):
+    assert drift_views.step_of(drift_views.rate_of_step(step)) == step
+
+
+def test_the_slider_reaches_from_a_tenth_to_ten():
+    assert [drift_views.rate_of_step(step) for step in (0, 10, 20)] == [0.1, 1.0, 10.0]
+    assert (drift_views.step_of(0.001), drift_views.step_of(1000)) == (0, 20)
+
+
+@pytest.mark.parametrize(("threshold", "rate", "block"), [(365.0, 1.0, 144), (1460.0, 1.0, 36), (73.0, 5.0, 144), (0.0, 1.0, 144)])
+def test_the_block_follows_from_threshold_and_rate(threshold, rate, block):
+    assert drift_views.block_of(replace(ALARM, threshold=threshold, rate=rate)) == block
+
+
+@pytest.mark.parametrize(("p", "heat"), [(None, 0), (0.5, 0), (0.04, 1), (0.005, 2), (1e-4, 3), (1e-9, 4)])
+def test_the_warmer_the_less_likely(p, heat):
+    assert drift_views.heat_of(p) == heat
+
+
+def test_the_time_line_marks_blocks_onset_and_crossing():
+    chart = drift_views.timeline_chart(points([0.5] * 300), alarm=ALARM, block=144)
+    assert [mark.at for mark in chart.marks if mark.kind == "block"] == [START, START + 144 * SUB, START + 288 * SUB]
+    assert [(mark.kind, mark.at) for mark in chart.marks if mark.kind != "block"] == [("onset", ALARM.onset), ("alarm", ALARM.raised_at)]
+    assert '"log": true' in chart.points_json
+
+
+def test_an_alarm_is_explained_in_plain_words():
+    text = dict(drift_views.explanation(ALARM, ALARM.words))
+    assert list(text) == ["What happened", "What it means", "How sure is it", "What it costs to be wrong", "What to do"]
+    assert "about 1 alarm per device and year" in text["How sure is it"]
+    assert "reached 500 where 365 are needed" in text["How sure is it"]
+    assert "1 device for nothing" in text["What it costs to be wrong"]
+    young = dict(drift_views.explanation(replace(ALARM, grade=Grade.PROVISIONAL, rate=2.0), ""))
+    assert "not promised yet" in young["How sure is it"]
+    assert young["What happened"] == young["What it means"]
+
+
+@pytest.mark.parametrize("cause", list(Cause))
+def test_every_cause_has_its_words(cause):
+    assert drift_views.explanation(replace(ALARM, cause=cause), "")[1][1].endswith(".")
+
+
+def test_an_alarm_that_is_over_says_how_and_offers_nothing():
+    over = drift_views.alarm_page(replace(ALARM, state=AlarmState.CLEARED), words="")
+    assert (over.is_open, over.can_acknowledge) == (False, False)
+    assert drift_views.alarm_page(ALARM, words="").features[0].place == "-3.2"
+
+
+def test_the_sentence_that_is_read_aloud_names_the_newest_open_alarm():
+    view = drift_views.alarms_view([replace(ALARM, state=AlarmState.CLEARED), ALARM], open_count=1, shown="all", promise=None)
+    assert view.said == "1 open alarm. The newest: cam-1 / front."
+    assert drift_views.alarms_view([], open_count=0, shown="open", promise=None).said == "0 open alarms."
+
+
+def test_the_promise_is_told_with_its_bound():
+    assert drift_views.promise_words(FalseAlarms(0, 0, 0.0, None, 1.0)) == ""
+    assert "at most 2.37" in drift_views.promise_words(FalseAlarms(1, 4, 2.0, 2.37, 1.0))
+
+
+@pytest.mark.parametrize("trust", list(Trust))
+def test_a_range_says_whether_it_may_be_believed(trust):
+    view = drift_views.accuracy_view(AccuracyRange(0.9, 0.95, trust, "why", {"doc": 0.92}, (), 1000))
+    assert (view.low, view.high, view.estimates) == ("90.0 %", "95.0 %", (("doc", "92.0 %"),))
+    assert view.words
+
+
+def test_bars_name_their_cells_and_the_outer_ones_hold_what_lies_beyond():
+    bars = bars_of((0.0, 1.0, 2.0, 3.0), (0.2, 0.5, 0.3), (0.1, 0.1, 0.8))
+    assert [bar.label for bar in bars] == ["up to 1", "1 to 2", "over 2"]
+    assert max(max(bar.reference_height, bar.now_height) for bar in bars) == 120.0
