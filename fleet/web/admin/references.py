@@ -24,7 +24,7 @@ def import_reference(
     recording: Annotated[UploadFile, File(description="what `mooring-agent drift record` wrote")],
     device: Annotated[str, Form(max_length=63)],
     pipeline: Annotated[str, Form(max_length=63)],
-    reason: Annotated[str, Form(max_length=2000)],
+    reason: Annotated[str, Form(max_length=2000)] = "",
     model: Annotated[str, Form(max_length=32, description="first 16 bytes of the model file's digest, hexadecimal")] = "",
     is_indoor: Annotated[bool, Form(description="light that does not follow the day")] = False,  # noqa: FBT002 - a field of the form
 ) -> Response:
