@@ -323,5 +323,7 @@ class Reporter:
         else:
             self._conditions.clear("report_refused")
             self.sent += 1
-            if answer.stale and not is_again:  # the nonce was lost, here or there: once more, with the one just given
+            if answer.stale and is_again:
+                raise TransferError("The server gave two nonces and took neither: another report of this device came in between.")
+            if answer.stale:  # the nonce was lost, here or there: once more, with the one just given
                 self._send(line, is_again=True)

@@ -40,6 +40,8 @@ RETRY_S = 30.0
 #: Seconds of the agent's clock between two hashings of all slots: flash chips rot.
 SCRUB_S = 86_400.0
 SCRUB_NICENESS = 15
+#: Real seconds between two looks at how far a release has proved itself.
+PROOF_S = 5.0
 #: Longest sleep of the driving thread, real seconds: how late it notices that it shall stop when nobody wakes it.
 LONGEST_SLEEP_S = 5.0
 #: Failures of a delta, not of the release: the update begins once more, without a base (UPDATES 3.4).
@@ -116,6 +118,8 @@ class UpdateMachine:
         self._problems: dict[LineName, Problem] = {}
         #: Lines whose committed model did not come up, and when they are tried again.
         self._down: dict[LineName, float] = {}
+        #: Lines whose release goes on proving itself: a campaign may want more healthy inferences than the probe saw.
+        self._proofs: set[LineName] = set()
         self._policy: Policy = OpenPolicy() if policy is None else policy
         self._steps = Steps(
             installer,
@@ -202,6 +206,8 @@ class UpdateMachine:
                     self._request_abort(last, "superseded", f"The server assigned {offer.release}.")
             case Decision.CURRENT:
                 self._journal.record_current(offer)
+                self._proofs.add(line)
+                self._wake.set()
             case Decision.TAKE:
                 if judgment.lifts_block:
                     self._journal.unblock(line, offer.release)
@@ -257,6 +263,7 @@ class UpdateMachine:
         is_open = [update.offer.line for update in self._journal.list_all() if update.is_open]
         waits = [self._drive(line) for line in is_open]
         waits.extend(self._retry(line) for line in sorted(self._down))
+        waits.extend(self._prove(line) for line in sorted(self._proofs))
         return min((wait for wait in waits if wait is not None), default=3600.0)
 
     def _retry(self, line: LineName) -> float | None:
@@ -274,6 +281,25 @@ class UpdateMachine:
             self._is_up(line)
             self._on_change(line)
         return None if is_up else RETRY_S * self._clock.speed
+
+    def _prove(self, line: LineName) -> float | None:
+        """Report the healthy inferences of the release that runs whenever their number doubled; returns the seconds until the next look.
+
+        A campaign counts what the device says it saw of the release (UPDATES 1.8): what was committed long ago, and what showed fewer in
+        its probe than the campaign wants, would else never be counted.
+        """
+        with self._lock:
+            update = self._load(line)
+            if update is None or update.state is not UpdateState.SUCCEEDED or update.offer.candidate is not None:
+                self._proofs.discard(line)
+                return None
+            figures = self._installer.figures(line)
+            seen = 0 if figures is None else figures.healthy
+            if not seen or seen < 2 * update.context.healthy:
+                return PROOF_S * self._clock.speed
+            self._journal.save(update.with_context(healthy=seen))
+        self._on_change(line)
+        return PROOF_S * self._clock.speed
 
     def _is_up(self, line: LineName) -> None:
         self._down.pop(line, None)
@@ -377,6 +403,7 @@ class UpdateMachine:
         elif update.state in (UpdateState.SUCCEEDED, UpdateState.ROLLED_BACK):
             self._is_up(line)
         self._settle(update)
+        self._proofs.add(line)
         with self._lock:
             self._take_waiting(line)
         self._on_change(line)
@@ -440,6 +467,7 @@ class UpdateMachine:
         self._bring_up(line)
         if update is not None and not update.is_open:
             self._settle(update)
+            self._proofs.add(line)
             with self._lock:
                 self._take_waiting(line)
 
