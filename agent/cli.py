@@ -1,4 +1,4 @@
-"""`mooring-agent`: run, serve, enroll, status, consent, snapshot, import, doctor, outbox, identity, config, probe, autotune, version.
+"""`mooring-agent`: run, serve, enroll, status, consent, snapshot, import, doctor, outbox, drift, identity, config, probe and more.
 
 Data goes to standard output, talk to standard error. Exit: 0 ok · 1 failed · 2 usage · 3 not found · 4 auth · 5 conflict ·
 6 unreachable (retry) · 130 interrupted. Commands ask the running agent through its control socket, or read its files when it is
@@ -253,6 +253,41 @@ def _outbox(options: argparse.Namespace) -> int:
     return 0
 
 
+def _drift_show(options: argparse.Namespace) -> int:
+    from agent.control import ask
+
+    found = ask(_load(options).config.control_socket, "drift")
+    _print(options, found, lambda out: _show_drift(found, out))
+    return 0
+
+
+def _drift_record(options: argparse.Namespace) -> int:
+    from agent.drift.store import SUBWINDOWS_PER_DAY, read_windows
+    from protocol.clock import from_environment
+    from protocol.sketches.recording import encode_recording
+
+    config = _load(options).config
+    now_w0 = int(from_environment().now().timestamp() // 600)
+    rows, grids = read_windows(config.store_path, since=now_w0 - options.days * SUBWINDOWS_PER_DAY, pipeline=options.pipeline)
+    rows = [row for row in rows if row.rows]
+    if not rows:
+        raise NotFoundError(
+            f"No sub-windows of the last {options.days} days are kept here.",
+            hint="`mooring-agent drift show` says what is watched; a sub-window takes ten minutes.",
+        )
+    used = {row.subject.grid for row in rows}
+    data = encode_recording({name: body for name, body in grids.items() if name in used}, (row.body for row in rows))
+    try:
+        options.output.write_bytes(data)
+    except OSError as error:
+        raise ConfigError(f"{options.output} cannot be written: {error.strerror}.") from None
+    pipelines = sorted({row.subject.pipeline for row in rows})
+    said = {"file": str(options.output), "bytes": len(data), "subwindows": len(rows), "pipelines": pipelines}
+    text = f"{len(rows)} sub-windows of {', '.join(pipelines)} in {options.output}. At the server: mooring drift reference import"
+    _print(options, said, lambda out: out(text))
+    return 0
+
+
 def _identity(options: argparse.Namespace) -> int:
     from agent.identity import certificate_life, load_identity
 
@@ -483,6 +518,8 @@ def _show_status(found: dict[str, Any], out: Out) -> None:
     for slot in found["slots"]:
         marks = " ".join(mark for mark in ("active", "committed") if slot[mark])
         out(f"  slot {slot['line']}/{slot['slot']}: {slot['release']} {marks}")
+    if drift := found.get("drift"):
+        _show_drift(drift, out, "  ")
     if served := found.get("serving"):
         out(f"  served on {served['address'] or 'nothing yet'}")
         for one in served["lines"]:
@@ -496,6 +533,30 @@ def _show_status(found: dict[str, Any], out: Out) -> None:
         out(f"  {day['day'] or 'today'}: {exchanged}, {day['written'] / 1e6:.1f}{limits['writes_per_day']} MB written")
     if found["outbox"]:
         out(f"  outbox: {found['outbox']['rows']} rows, {found['outbox']['bytes'] / 2**20:.2f} MiB")
+
+
+#: `DriftPipeline.grade` in words.
+_GRADES = {
+    "off": "not watched (setting drift.enabled)",
+    "none": "not watched: its release brings no reference profile",
+    "collecting": "learning what is normal here",
+    "provisional": "watched by a provisional reference",
+    "calibrated": "watched",
+}
+
+
+def _show_drift(found: dict[str, Any], out: Out, indent: str = "") -> None:
+    for one in found["pipelines"]:
+        text = _GRADES.get(one["grade"], one["grade"])
+        if one["grade"] == "collecting":
+            text += f", {one['days']} of 14 complete days"
+        if one["threshold"] is not None:
+            text += f", evidence {one['evidence']:.3g} of {one['threshold']:.3g}"
+        if one["state"] != "ok":
+            text += f"; DRIFT {one['state']}: {', '.join(feature['name'] for feature in one['features'][:3])}"
+        out(f"{indent}drift {one['pipeline']}: {text}")
+    if found["lost"]:
+        out(f"{indent}drift: {found['lost']} rows were lost or skipped")
 
 
 def _show_configuration(signed: dict[str, Any], out: Out) -> None:
@@ -568,6 +629,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("doctor", _doctor, "check camera, runtimes, clock, disk, broker and server, and say what to do")
     add("outbox", _outbox, "what waits for the server")
+    drift = commands.add_parser("drift", help="what is watched in front of the models").add_subparsers(required=True, metavar="COMMAND")
+    add("show", _drift_show, "per pipeline: how far its reference is, and what the evidence says", drift)
+    record = add("record", _drift_record, "copy the kept sub-windows into a file, from which a server can learn a reference", drift)
+    record.add_argument("--days", type=int, default=28, metavar="N", help="the latest so many days; default: 28")
+    record.add_argument("--pipeline", metavar="NAME", help="of this pipeline only")
+    record.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="where to put them")
     add("identity", _identity, "who this device is")
     config = commands.add_parser("config", help="the settings").add_subparsers(required=True, metavar="COMMAND")
     add("show", _config_show, "print the settings, secrets masked", config).add_argument(

@@ -23,6 +23,7 @@ from agent.conditions import KINDS, Conditions
 from agent.config import AgentConfig, Keep, PipelineConfig
 from agent.configuration import ConfigurationOffer, LineCounts, Observed, SignedConfiguration, TrialRules
 from agent.control import Command, ControlServer
+from agent.drift.desk import DriftDesk
 from agent.events.bodies import event_body, prediction_body
 from agent.events.detector import EventDetector
 from agent.identity import Identity, describe_hardware, load_identity, open_client, read_answer
@@ -145,10 +146,23 @@ class Service:
         identity = self._find_identity()
         self._twin = Twin(self.store, config, identity)
         self._flow, self._told_configuration = Flow(), -1
+        self._told_drift = -1
         self.configuration = self._open_configuration(identity)
         self._device_type = config.device_type or (identity.enrollment.device_type if identity else "")
+        slots, beside = Slots(config.slots_dir), Slots(config.candidates_dir)
+        self.drift = DriftDesk(
+            self.store,
+            clock=clock,
+            device=identity.device if identity else "",
+            source=_source_of(identity),
+            has_profile=partial(_has_profile, slots),
+        )
         self.inference = InferenceProcess(
-            runtime=config.runtime, clock=clock, on_prediction=self._take_prediction, records_dir=config.state_dir / "probe"
+            runtime=config.runtime,
+            clock=clock,
+            on_prediction=self._take_prediction,
+            on_row=self.drift.add,
+            records_dir=config.state_dir / "probe",
         )
         self.snapshots = Snapshots(self.inference.snapshot, pipelines=lambda: self._twin.in_force.config.pipelines, clock=SystemClock())
         task = Task(
@@ -163,7 +177,6 @@ class Service:
         self._site_time = SiteTime(clock, floor=self._time_floor)
         self.policy = UpdatePolicy(config.update, Consents(self.store), site_time=self._site_time, on_change=self._on_policy_change)
         self._bucket = TokenBucket(config.update.bandwidth_kib_s * 1024, clock=SystemClock())  # bytes on a real link take real time
-        slots, beside = Slots(config.slots_dir), Slots(config.candidates_dir)
         self.machine = self._make_machine(identity, slots, beside, self.store, DOWNLOADS, self._on_line_change)
         candidate_store = CandidateStore(self.store)
         machine = self._make_machine(identity, beside, slots, candidate_store, CANDIDATE_DOWNLOADS, self._on_candidate_change)
@@ -175,6 +188,7 @@ class Service:
             "status": self.status,
             "conditions": self.condition_rows,
             "outbox": self._outbox_figures,
+            "drift": self.drift.figures,
             "consent": self._take_consent,
             "import": self._import_stick,
             "import-status": self._import_status,
@@ -192,6 +206,7 @@ class Service:
             if self.store.moved_aside is not None:
                 self.conditions.set("outbox_recreated", f"The unreadable file lies at {self.store.moved_aside}.")
             self.inference.start()
+            stack.callback(self.drift.stop)
             stack.callback(self.inference.stop)
             stack.callback(lambda: self._keep(self.comparing.stop(source=self._source())))
             if self.serving is not None:
@@ -238,6 +253,7 @@ class Service:
             self._take_predictions()
             self._send_windows()
             self._compare()
+            self._watch_drift()
         self._watch()
         self._tell_states()
         self._notifier.alive(self._in_words())
@@ -279,6 +295,11 @@ class Service:
         with suppress(OSError):  # of a disk that does not answer: the next look finds the candidates again
             self._keep(self.comparing.tick(self._twin.in_force.config.pipelines, source=self._source(), may_act=may_act))
         self.conditions.replace("candidates", self.comparing.conditions())
+
+    def _watch_drift(self) -> None:
+        """Count the rows that came, judge and send what is due."""
+        self.drift.tick(is_clock_set=self.store.clock_state is ClockState.OK)
+        self.inference.sample_rows(self.drift.steps())
 
     def _send_windows(self) -> None:
         now, drafts = self._clock.monotonic(), list[Draft]()
@@ -323,6 +344,7 @@ class Service:
         findings = [(one.code, one.text, one.subject) for one in self.inference.findings() if one.code in KINDS]
         self.conditions.replace("inference", findings)
         self.conditions.replace("serving", self.serving.findings() if self.serving else [])
+        self.conditions.replace("drift", self.drift.findings())
         problems = [(one.code, one.text, line) for line, one in self.machine.problems().items() if one.code in KINDS]
         self.conditions.replace("update", problems)
         trouble = self.store.trouble
@@ -345,6 +367,9 @@ class Service:
             active = self.conditions.active()
             body = reported_body(desired_rev=told.rev, config=told.config, errors=told.errors, conditions=active, configuration=signed)
             drafts.append(Draft("reported", (), body))
+        if self.drift.revision != self._told_drift:
+            self._told_drift = self.drift.revision
+            drafts.append(Draft("drift", (), self.drift.body()))
         if (info := self._info()) != self._told_info:
             self._told_info = info
             drafts.append(Draft("info", (), info))
@@ -376,6 +401,7 @@ class Service:
         if found.config.update != before.update:
             self.policy.replace(found.config.update)
         self._detect_events(found.config.pipelines, found.config.update.time_zone)
+        self.drift.configure(found.config.drift, found.config.pipelines)
         self.inference.configure([one.for_inference() for one in found.pipelines])
         text = "; ".join(f"{key}: {why}" for key, why in sorted(found.errors.items()))
         self.conditions.replace("desired", [("desired_invalid", text[:2000], "")] if text else [])
@@ -463,6 +489,7 @@ class Service:
             "candidates": self.candidates.rows(),
             "conditions": self.condition_rows(),
             "serving": self._serving_figures(),
+            "drift": self.drift.figures(),
             "budget": self.budgets.figures(),
             "outbox": self._outbox_figures(),
             "reports_sent": joined.reporter.sent if joined else 0,
@@ -502,8 +529,7 @@ class Service:
         return f"{len(self._twin.in_force.config.pipelines)} pipelines, inference {self.inference.state.value}, {link}{wrong}"
 
     def _source(self) -> str:
-        identity = self._joined.identity if self._joined else None
-        return f"/mooring/{identity.tenant}/{identity.device}" if identity else "/mooring/unenrolled"
+        return _source_of(self._joined.identity if self._joined else None)
 
     def _time_floor(self) -> datetime:
         """It is not earlier than this."""
@@ -785,3 +811,14 @@ class Service:
             self._joined.importer.join()  # not for ever: a stick may hang
         for thread in self._threads:
             thread.join()
+
+
+def _source_of(identity: Identity | None) -> str:
+    """What events of this device name as their source."""
+    return f"/mooring/{identity.tenant}/{identity.device}" if identity else "/mooring/unenrolled"
+
+
+def _has_profile(slots: Slots, line: str) -> bool:
+    """Whether the release that the line runs came with a reference profile."""
+    slot = slots.active(LineName(line))
+    return slot is not None and any(file.name == "profile.cbor" for file in slot.content.files)

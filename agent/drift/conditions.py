@@ -22,23 +22,26 @@ MAX_EXCLUDED, MIN_RATE = 0.5, 0.5
 EXCLUDING = frozenset(
     {"frame_frozen", "frame_black", "frame_white", "frame_covered", "shape_mismatch", "value_stuck", "value_out_of_range"}
 )
-#: How each reads for people; `{}`: the seconds of the latest ten minutes.
+#: How each reads for people: in the latest ten minutes, or now.
 TEXTS: Mapping[str, str] = MappingProxyType(
     {
-        "frame_missing": "No frame came for {} of the latest seconds that were looked at.",
-        "rate_low": "Fewer than half of the usual rows came in the latest ten minutes.",
-        "frame_frozen": "The same picture came again and again for {} s.",
-        "frame_black": "The picture was black for {} s.",
-        "frame_white": "The picture was white for {} s.",
-        "frame_covered": "The picture was one even gray for {} s.",
-        "frame_out_of_focus": "The picture was blurrier than any the model was evaluated on for {} s.",
-        "shape_mismatch": "Frames of another size or kind than before came for {} s.",
-        "nonfinite": "Numbers of the input or the answer were none for {} s.",
-        "extractor_failed": "Numbers of the input could not be computed for {} s.",
-        "value_stuck": "A value of the sensor did not move for {} s.",
-        "value_out_of_range": "Readings lay outside their declared range for {} s.",
-        "clock_unsynced": "The clock was not set for {} s; rows wait for it.",
+        "frame_missing": "No frame came for longer than ten steps.",
+        "rate_low": "Fewer than half of the usual rows came in ten minutes.",
+        "frame_frozen": "The same picture comes again and again.",
+        "frame_black": "The picture is black.",
+        "frame_white": "The picture is white.",
+        "frame_covered": "The picture is one even gray.",
+        "frame_out_of_focus": "The picture is blurrier than any that the model was evaluated on.",
+        "shape_mismatch": "Frames of another size or kind than before come.",
+        "nonfinite": "Some numbers of the input or of the answer are none.",
+        "extractor_failed": "Numbers of the input could not be computed.",
+        "value_stuck": "A value of the sensor does not move.",
+        "value_out_of_range": "Readings lie outside their declared range.",
+        "clock_unsynced": "The clock is not set; rows wait for it.",
         "clock_jumped": "The clock jumped by more than an hour; the ten minutes around it are not judged.",
+        "reference_degenerate": "The device's own reference has no usable covariance; nothing is raised.",
+        "detector_failed": "The check of a sub-window failed; it is not judged.",
+        "grid_wanted": "More than 5 % of a feature lay beyond its grid for a day; a release with a new profile would see it better.",
     }
 )
 

@@ -11,7 +11,17 @@ import numpy as np
 
 from agent.drift.store import Subject, SubWindowRow
 from agent.store import SketchDraft
-from protocol.sketches.codec import SUBWINDOW_S, SUBWINDOWS_PER_HOUR, SketchWindow, decode, encode, merged, read_head, window_id
+from protocol.sketches.codec import (
+    SUBWINDOW_MS,
+    SUBWINDOW_S,
+    SUBWINDOWS_PER_HOUR,
+    SketchWindow,
+    decode,
+    encode,
+    merged,
+    read_head,
+    window_id,
+)
 from protocol.sketches.grid import Grid
 
 HOUR_S = SUBWINDOW_S * SUBWINDOWS_PER_HOUR
@@ -39,9 +49,15 @@ def due_hours(rows: Sequence[SubWindowRow], *, now_s: float, minute: int) -> lis
 
 
 def hour_draft(rows: Sequence[SubWindowRow], grid: Grid) -> SketchDraft:
-    """The message of one subject's hour. Raises: InvalidError when a row cannot be read."""
+    """The message of one subject's hour: all of it, but for what lies before its grid was made. Raises: InvalidError for an unreadable row.
+
+    It never spans one sub-window alone: that would be evidence, which is not summed.
+    """
     window = merged([decode(row.body, grid) for row in rows], grid)
-    return draft_of(spread(window, w0=window.w0 // SUBWINDOWS_PER_HOUR * SUBWINDOWS_PER_HOUR, nsub=SUBWINDOWS_PER_HOUR))
+    hour = window.w0 // SUBWINDOWS_PER_HOUR * SUBWINDOWS_PER_HOUR
+    end = hour + SUBWINDOWS_PER_HOUR
+    first = min(window.w0, max(hour, grid.made_at_ms // SUBWINDOW_MS), end - 2)
+    return draft_of(spread(window, w0=first, nsub=end - first))
 
 
 def evidence_draft(row: SubWindowRow, grid: Grid) -> SketchDraft:

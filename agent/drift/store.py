@@ -12,9 +12,9 @@ from agent.store import SketchDraft, Store, Writing
 from protocol.clock import Clock, to_unix_ms
 from protocol.errors import DeviceError
 
-#: Sub-windows are kept so long, in units of 10 minutes; references and grids as long as something needs them, or this long.
-KEEP_SUBWINDOWS = 28 * 144
-_KEEP_REVS_MS = 35 * 86_400_000
+SUBWINDOWS_PER_DAY = 144
+#: Revisions that were given are remembered longer than any window can wait.
+_KEEP_REVS_MS = 60 * 86_400_000
 _BUSY_S = 10.0
 
 
@@ -31,6 +31,8 @@ class Flag(IntFlag):
     JUMPED = 8
     #: Frames did not come for a while.
     GAP = 16
+    #: It is not over, and all that was counted of it is here: the agent ended in order.
+    FLUSHED = 32
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -97,6 +99,11 @@ class DriftStore:
 
     # --- sub-windows ---
 
+    def has_windows(self) -> bool:
+        """Whether any sub-window is remembered."""
+        with self._store.looking() as connection:
+            return connection.execute("SELECT 1 FROM drift_windows LIMIT 1").fetchone() is not None
+
     def save_window(self, row: SubWindowRow) -> None:
         """Put or replace the sub-window."""
         with self._store.writing() as writing:
@@ -124,9 +131,16 @@ class DriftStore:
         """Closed sub-windows that begin before and went with no window yet, oldest first."""
         return self._select("sent = '' AND flags & ? = 0 AND w0 < ?", (Flag.OPEN, before))
 
-    def history(self, subject: Subject, *, since: int) -> list[SubWindowRow]:
-        """The subject's closed sub-windows from `since` on, oldest first."""
-        return self._select(f"{_OF_SUBJECT} AND flags & ? = 0 AND w0 >= ?", (*_key(subject), Flag.OPEN, since))
+    def history(self, subject: Subject, *, since: int, until: int) -> list[SubWindowRow]:
+        """The subject's closed sub-windows of [since, until), oldest first."""
+        return self._select(f"{_OF_SUBJECT} AND flags & ? = 0 AND w0 >= ? AND w0 < ?", (*_key(subject), Flag.OPEN, since, until))
+
+    def clean_places(self, subject: Subject, *, since: int) -> list[int]:
+        """`w0` of the subject's sub-windows from `since` on that a reference may be fitted on, ascending."""
+        with self._store.looking() as connection:
+            statement = f"SELECT w0 FROM drift_windows WHERE {_OF_SUBJECT} AND w0 >= ? AND flags & ? = ? ORDER BY w0"
+            mask = Flag.TESTABLE | Flag.IN_ALARM | Flag.OPEN
+            return [int(row[0]) for row in connection.execute(statement, (*_key(subject), since, int(mask), int(Flag.TESTABLE)))]
 
     def send(self, rows: Sequence[SubWindowRow], draft: SketchDraft) -> int:
         """Put the window that these sub-windows make into the outbox, and mark them as gone with it, in one; returns its revision."""

@@ -1,12 +1,12 @@
 """Sub-windows of ten minutes: rows on their way into counts. What was counted of one goes on after a restart."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from agent.drift.store import Flag, Subject, SubWindowRow
-from protocol.sketches.codec import CONDITION_CODES, SUBWINDOW_S, SketchWindow, Source, decode, encode
+from protocol.sketches.codec import CONDITION_CODES, CONDITION_NAMES, SUBWINDOW_S, SketchWindow, Source, decode, encode
 from protocol.sketches.counts import Counts, Sketcher, added
 from protocol.sketches.grid import FloatArray, Grid
 
@@ -84,3 +84,8 @@ def row_of(window: OpenWindow, *, flags: Flag, score: float | None = None, refer
         reference_id=None if score is None else reference_id,
     )
     return SubWindowRow(subject, window.w0, counts.rows, counts.excluded, flags, score, encode(packed))
+
+
+def names_of(seconds: Mapping[int, float]) -> frozenset[str]:
+    """The conditions that lasted for any time."""
+    return frozenset(CONDITION_NAMES[code] for code, lasted in seconds.items() if lasted > 0 and code in CONDITION_NAMES)

@@ -121,6 +121,8 @@ class Sampled:
     grid: str
     #: Seconds of the agent's clock since its fixed moment, which all its processes share.
     at_s: float
+    #: Seconds between two rows.
+    step_s: float
     #: Base64 of little-endian float32, one per feature of the grid; empty when there is a fault.
     values: str
     #: Label of the best class, or of each object that was found.
@@ -130,8 +132,8 @@ class Sampled:
     quality: Quality | None = None
     #: "shape_mismatch: …" or "extractor_failed: …".
     fault: str = ""
-    #: Milliseconds of processor that it took.
-    cost_ms: float = 0.0
+    #: The step with which rows of this cost fit into their share of the processor, seconds; 0: not known yet.
+    fitting_step_s: int = 0
     #: Rows of the pipeline left out since the one before, because there was no time for them.
     skipped: int = 0
     kind: Literal["row"] = "row"
@@ -308,7 +310,7 @@ class Ease:
 
 @dataclass(frozen=True, slots=True)
 class SampleRows:
-    """The pipelines of which rows are made from now on, with the seconds between two, of the agent's clock."""
+    """The pipelines of which rows are made from now on, with the seconds between two, of the agent's clock; 0: as the profile says."""
 
     steps: dict[str, float]
     kind: Literal["sample_rows"] = "sample_rows"

@@ -92,8 +92,8 @@ class Pipeline:
         """Infer one of so many due frames from now on."""
         self._feed.ease(stride)
 
-    def watch(self, step_s: float) -> None:
-        """Make a row of what drift watches each so many seconds; 0: none."""
+    def watch(self, step_s: float | None) -> None:
+        """Make a row of what drift watches each so many seconds, 0: as the model's profile says; None: none."""
         if self._rows is not None:
             self._rows.watch(step_s)
 
@@ -172,7 +172,7 @@ class Pipeline:
 
     def _infer(self, frame: Frame) -> None:
         offer = self._shadow.begin(self.config.name, frame.data)
-        glimpse = self._rows.begin() if self._rows is not None else None
+        glimpse = self._rows.begin(self.line.watched) if self._rows is not None else None
         started_s = self._pace.monotonic()
         try:
             answer = self.line.infer(

@@ -202,7 +202,7 @@ class InferenceProcess:
             child.send(message)
 
     def sample_rows(self, steps: Mapping[str, float]) -> None:
-        """Make rows of exactly these pipelines, of models that are watched; pipeline -> seconds between two of the agent's clock."""
+        """Make rows of exactly these pipelines, of models that are watched; pipeline -> seconds between two, 0: as the profile says."""
         with self._lock:
             if steps == self._steps:
                 return

@@ -25,11 +25,13 @@ from protocol.files import read_bounded
 from protocol.sketches.grid import Grid
 from protocol.sketches.profile import FILE_NAME, MAX_PROFILE_BYTES, decode_profile
 from runtime.answers import Answer
-from runtime.features import Extractor
+from runtime.features import Extractor, choose_step
 from runtime.manifest import ModelManifest
 
 #: Share of one core that making rows may take, all pipelines together; the rest of the 1 % of drift is the control process's.
 CPU_SHARE = 0.008
+#: Rows after which it is known what one costs: the first ones are slow.
+STEP_ROWS = 64
 #: Characters of a digest in hexadecimal that name a grid or a model version: 16 bytes.
 KEY_DIGITS = 32
 
@@ -70,14 +72,14 @@ class Instants:
 
     def __init__(self, step_s: float, *, now_s: float, chance: random.Random) -> None:
         self.step_s, self._chance = step_s, chance
-        self._next_s = 0.0
+        self._step, self._next_s = 0, 0.0
         self._draw(math.floor(now_s / step_s))
 
     def take(self, now_s: float) -> bool:
-        """Whether the instant of this step, or of one before in which nothing came, has been reached; then the next one is drawn."""
+        """Whether the instant that waits has been reached; then the next step's is drawn, which may be the one that has begun already."""
         if now_s < self._next_s:
             return False
-        self._draw(math.floor(now_s / self.step_s) + 1)
+        self._draw(max(self._step + 1, math.floor(now_s / self.step_s)))
         return True
 
     def is_due(self, now_s: float) -> bool:
@@ -85,7 +87,7 @@ class Instants:
         return now_s >= self._next_s
 
     def _draw(self, step: int) -> None:
-        self._next_s = (step + self._chance.random()) * self.step_s
+        self._step, self._next_s = step, (step + self._chance.random()) * self.step_s
 
 
 class Glimpse:
@@ -151,27 +153,34 @@ class RowSampler:
     ) -> None:
         self._pipeline, self._line, self._clock, self._budget, self._send = pipeline, line, clock, budget, send
         self._chance = chance or random.Random()  # noqa: S311 - seeded by the system, anew in each process; guards nothing
-        #: Replaced as a whole; None: nothing is watched.
+        #: Seconds between two rows, 0: as the profile says; None: there are none. Set by another thread.
+        self._step_s: float | None = None
         self._instants: Instants | None = None
         self._glimpse = Glimpse()
         self._watched: Watched | None = None
         self._extractor: Extractor | None = None
         self._session = -1
         self._skipped = 0
+        #: Processor seconds of rows, and how many: what the step is chosen by.
+        self._cost_s, self._rows = 0.0, 0
 
-    def watch(self, step_s: float) -> None:
-        """Make a row each so many seconds of the agent's clock; 0: none."""
-        before = self._instants
-        if before is None or before.step_s != step_s:
-            self._instants = Instants(step_s, now_s=self._clock.monotonic(), chance=self._chance) if step_s > 0 else None
+    def watch(self, step_s: float | None) -> None:
+        """Make a row each so many seconds of the agent's clock, 0: as the model's profile says; None: make none."""
+        self._step_s = step_s
 
-    def begin(self) -> Glimpse | None:
-        """Where the next inference leaves copies; None when its frame is not to be a row."""
+    def begin(self, watched: Watched | None) -> Glimpse | None:
+        """Where the next inference leaves copies; None when its frame is not to be a row, or nothing is watched of the model."""
+        wished_s, now_s = self._step_s, self._clock.monotonic()
+        if watched is None or wished_s is None:
+            return None
+        step_s = wished_s or float(watched.grid.step_s)
         instants = self._instants
-        if instants is None or not instants.is_due(self._clock.monotonic()):
+        if instants is None or instants.step_s != step_s:
+            instants = self._instants = Instants(step_s, now_s=now_s, chance=self._chance)
+        if not instants.is_due(now_s):
             return None
         if not self._budget.is_open():
-            instants.take(self._clock.monotonic())
+            instants.take(now_s)
             self._skipped += 1
             return None
         self._glimpse.watched = None
@@ -200,6 +209,7 @@ class RowSampler:
     def _extractor_of(self, watched: Watched, session: int) -> Extractor:
         if self._extractor is None or self._watched is not watched:
             self._watched, self._extractor = watched, make_extractor(watched)
+            self._cost_s, self._rows = 0.0, 0
         elif self._session != session:
             self._extractor.forget()
         self._session = session
@@ -221,6 +231,8 @@ class RowSampler:
             self._instants.take(now_s)
         cost_s = time.thread_time() - began_s
         self._budget.pay(cost_s)
+        self._cost_s, self._rows = self._cost_s + cost_s, self._rows + 1
+        fitting_step_s = choose_step(self._cost_s / self._rows) if self._rows >= STEP_ROWS else 0
         seen = None if extractor is None else extractor.quality
         quality = None
         if seen is not None:
@@ -235,12 +247,13 @@ class RowSampler:
                 model=watched.model,
                 grid=watched.grid.grid_id.hex(),
                 at_s=now_s,
+                step_s=self._instants.step_s if self._instants is not None else 0.0,
                 values=data,
                 labels=labels,
                 size=size,
                 quality=quality,
                 fault=fault,
-                cost_ms=round(cost_s * 1000.0, 3),
+                fitting_step_s=fitting_step_s,
                 skipped=skipped,
             )
         )

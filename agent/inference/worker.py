@@ -279,7 +279,7 @@ class Worker:
         with self._lock:
             self._pipelines[config.name] = pipeline
             pipeline.ease(self._stride)
-            pipeline.watch(self._steps.get(config.name, 0.0))
+            pipeline.watch(self._steps.get(config.name))
         pipeline.start()
 
     def _ease(self, stride: int) -> None:
@@ -292,7 +292,7 @@ class Worker:
         with self._lock:
             self._steps = steps
             for name, pipeline in self._pipelines.items():
-                pipeline.watch(steps.get(name, 0.0))
+                pipeline.watch(steps.get(name))
 
     def _take_turns(self, message: TakeTurns) -> None:
         orders: dict[str, list[ArmOrder]] = {}

@@ -1,0 +1,146 @@
+"""What the control loop knows of drift: rows go in from any thread, findings and the state topic come out.
+
+Counting needs numpy, so what counts is brought in with the first row, or when something of before waits: a device whose releases come
+without a reference profile never pays for it.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from agent.config import DriftConfig, PipelineConfig
+from agent.drift.store import DriftStore
+from agent.store import SketchDraft, Store
+from protocol.clock import Clock
+from protocol.errors import DeviceError
+from protocol.messages import DriftPipeline
+
+if TYPE_CHECKING:
+    from agent.drift.watching import DriftWatch, SampledRow
+
+#: Rows that wait for the control loop; more are lost, counted.
+MAX_ROWS = 4096
+_WORST = ("raised", "acknowledged", "ok")
+
+
+class DriftDesk:
+    """One for the device. `add` may be called from any thread, all else from the control loop."""
+
+    def __init__(self, store: Store, *, clock: Clock, device: str, source: str, has_profile: Callable[[str], bool]) -> None:
+        """`source`: of events about this device. `has_profile`: whether a line's release came with a reference profile."""
+        self._store, self._clock, self._device, self._source, self._has_profile = store, clock, device, source, has_profile
+        self._rows: deque[SampledRow] = deque()
+        self._overflown = 0
+        self._settings, self._pipelines = DriftConfig(enabled=False), tuple[PipelineConfig, ...]()
+        self._watch: DriftWatch | None = None
+        self._has_looked = False
+        self._changes = 0
+        store.merge_sketches = self._merge
+
+    def configure(self, settings: DriftConfig, pipelines: Sequence[PipelineConfig]) -> None:
+        """Watch these pipelines by these settings from now on. Raises: DeviceError."""
+        self._settings, self._pipelines = settings, tuple(pipelines)
+        self._changes += 1
+        self._configure_watch()
+
+    def add(self, row: "SampledRow") -> None:
+        """Take a row of the inference process in; never waits."""
+        if len(self._rows) >= MAX_ROWS:
+            self._overflown += 1
+        else:
+            self._rows.append(row)
+
+    def tick(self, *, is_clock_set: bool) -> None:
+        """Count what came, end what is over, send what is due. Raises: DeviceError."""
+        watch = self._opened() if self._rows or self._waits() else self._watch
+        if watch is None:
+            return
+        for _ in range(len(self._rows)):
+            watch.take(self._rows.popleft())
+        watch.tick(is_clock_set=is_clock_set)
+
+    def stop(self) -> None:
+        """Keep what was counted for the next start."""
+        if self._watch is not None:
+            with suppress(DeviceError):
+                for _ in range(len(self._rows)):
+                    self._watch.take(self._rows.popleft())
+                self._watch.stop()
+
+    def steps(self) -> Mapping[str, float]:
+        """Per pipeline the seconds between two rows, 0: as the profile says; those that are not watched are not there."""
+        if self._watch is not None:
+            return self._watch.steps()
+        wished = float(self._settings.step_s or 0)
+        return {one.name: wished for one in self._pipelines} if self._settings.enabled else {}
+
+    @property
+    def revision(self) -> int:
+        """Grows when the state topic has something new to say."""
+        return self._changes + (self._watch.revision if self._watch is not None else 0)
+
+    def findings(self) -> list[tuple[str, str, str]]:
+        """What is wrong now: (code, text, pipeline)."""
+        return [] if self._watch is None else self._watch.findings()
+
+    def body(self) -> dict[str, Any]:
+        """The body of the state topic `drift`."""
+        rows = [row.model_dump() for row in self._told()]
+        states = {row["state"] for row in rows}
+        worst = next((state for state in _WORST if state in states), "ok")
+        return {"state": worst, "check": self._settings.check, "pipelines": rows}
+
+    def figures(self) -> dict[str, Any]:
+        """What `mooring-agent status` and `mooring-agent drift show` show."""
+        lost = self._overflown + (self._watch.lost if self._watch is not None else 0)
+        rate = self._settings.false_alarms_per_year
+        return {**self.body(), "enabled": self._settings.enabled, "false_alarms_per_year": rate, "lost": lost}
+
+    def _told(self) -> list[DriftPipeline]:
+        watched = {row.pipeline: row for row in self._watch.pipelines()} if self._watch is not None else {}
+        return [watched.get(one.name) or self._unwatched(one) for one in self._pipelines]
+
+    def _unwatched(self, pipeline: PipelineConfig) -> DriftPipeline:
+        grade = "off" if not self._settings.enabled else "collecting" if self._has_profile(pipeline.line) else "none"
+        return DriftPipeline(pipeline=pipeline.name, line=pipeline.line, grade=grade)
+
+    def _waits(self) -> bool:
+        """Whether there is something of before the start; looked for once."""
+        if self._has_looked:
+            return False
+        found = DriftStore(self._store, self._clock).has_windows()
+        self._has_looked = True
+        return found
+
+    def _opened(self) -> "DriftWatch":
+        if self._watch is None:
+            from agent.drift.watching import DriftWatch  # brings numpy
+
+            self._watch = DriftWatch(self._store, clock=self._clock, device=self._device, source=self._source)
+            self._configure_watch()
+        return self._watch
+
+    def _configure_watch(self) -> None:
+        if self._watch is not None:
+            from agent.drift.watching import Place
+
+            places = {one.name: Place(one.line, is_gated=bool(one.motion.min_area)) for one in self._pipelines}
+            self._watch.configure(self._settings, places)
+
+    def _merge(self, bodies: Sequence[bytes]) -> tuple[tuple[int, ...], SketchDraft] | None:
+        """On whatever thread fills the disk budget."""
+        from agent.drift.sending import merge_unsent
+        from protocol.errors import InvalidError
+        from protocol.sketches.grid import Grid, decode_grid
+
+        rows = DriftStore(self._store, self._clock)
+
+        def find(grid_id: str) -> Grid | None:
+            body = rows.find_grid(grid_id)
+            return None if body is None else decode_grid(body)
+
+        try:
+            return merge_unsent(bodies, find)
+        except InvalidError:
+            return None  # what cannot be read is given up in its turn

@@ -1,0 +1,700 @@
+"""Watches the models of this device: rows in, sub-windows and hours out, a check that works without a server; used by one thread.
+
+Nothing here stops inference. What cannot be counted is counted as lost; a check that fails is a condition, the others go on.
+"""
+
+import base64
+import binascii
+import logging
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
+
+import numpy as np
+
+from agent.config import DriftConfig
+from agent.drift import check, conditions, sending, windows
+from agent.drift.check import CheckState, Rules
+from agent.drift.store import CheckRow, DriftStore, Flag, Subject, SubWindowRow
+from agent.drift.windows import OpenWindow, subwindow_of
+from agent.events.bodies import event_body
+from agent.store import Draft, SketchDraft, Store
+from protocol.clock import Clock
+from protocol.errors import DeviceError, InvalidError, MooringError
+from protocol.files import read_bounded
+from protocol.messages import REFERENCE_LEARNED, DriftFeature, DriftPipeline, ReferenceLearned
+from protocol.sketches.codec import SUBWINDOW_MS, SUBWINDOW_S, decode
+from protocol.sketches.counts import added, features_that_want_a_grid
+from protocol.sketches.grid import Grid, decode_grid
+from protocol.sketches.profile import FILE_NAME, MAX_PROFILE_BYTES, decode_profile
+from protocol.sketches.reference import DeviceReference, Grade, carried_over, decode_reference, fit_reference, grade_of
+from protocol.sketches.summary import summary
+
+log = logging.getLogger("mooring.drift")
+
+#: Rows that wait for the clock to be set; more are lost, counted.
+MAX_HELD = 8192
+#: A clock that moves more than this against the monotonic one spoils the sub-window, seconds.
+JUMP_S = 3600.0
+#: Seconds of the agent's clock between two looks at what is to be sent.
+SEND_LOOK_S = 30.0
+#: Sub-windows are kept so long once references are calibrated, and while days that are not complete delay that.
+KEEP, KEEP_LEARNING = 28 * 144, 42 * 144
+DAY = 144
+_LOST_VALUE = "drift.lost"
+
+
+class QualitySeen(Protocol):
+    """As `agent.inference.messages.Quality`."""
+
+    @property
+    def mean(self) -> float: ...
+    @property
+    def deviation(self) -> float: ...
+    @property
+    def hash(self) -> str: ...
+    @property
+    def not_finite(self) -> int: ...
+    @property
+    def out_of_range(self) -> int: ...
+
+
+class SampledRow(Protocol):
+    """One row as the inference process sends it: `agent.inference.messages.Sampled`."""
+
+    @property
+    def pipeline(self) -> str: ...
+    @property
+    def line(self) -> str: ...
+    @property
+    def release(self) -> str: ...
+    @property
+    def folder(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def grid(self) -> str: ...
+    @property
+    def at_s(self) -> float: ...
+    @property
+    def step_s(self) -> float: ...
+    @property
+    def values(self) -> str: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+    @property
+    def size(self) -> tuple[int, int] | None: ...
+    @property
+    def quality(self) -> QualitySeen | None: ...
+    @property
+    def fault(self) -> str: ...
+    @property
+    def fitting_step_s(self) -> int: ...
+    @property
+    def skipped(self) -> int: ...
+
+
+@dataclass(slots=True)
+class Watched:
+    """One model version on one pipeline."""
+
+    subject: Subject
+    line: str
+    release: str
+    grid: Grid
+    state: CheckState
+    reference: DeviceReference | None
+    memory: conditions.Memory = field(default_factory=conditions.Memory)
+    window: OpenWindow | None = None
+    #: When its latest row was made, seconds of the monotonic clock.
+    last_s: float = 0.0
+    is_missing: bool = False
+    #: Conditions of the latest closed sub-window, and those of the check and of the day.
+    closed_codes: frozenset[str] = frozenset()
+    check_codes: frozenset[str] = frozenset()
+    #: The day up to which references were looked after.
+    reviewed_day: int = -1
+
+    @property
+    def grade(self) -> Grade:
+        """How far its reference can be trusted."""
+        return Grade.COLLECTING if self.reference is None else self.reference.grade
+
+    @property
+    def step_s(self) -> float:
+        """Seconds between two rows."""
+        return self.state.step_s or float(self.grid.step_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A pipeline as it is configured."""
+
+    line: str
+    #: Frames in which nothing moves are not inferred: none for a while is nothing wrong.
+    is_gated: bool = False
+
+
+class DriftWatch:
+    """All that is watched on this device."""
+
+    def __init__(self, store: Store, *, clock: Clock, device: str, source: str) -> None:
+        """`source`: of the events about this device. Raises: DeviceError when the store cannot be read."""
+        self._rows, self._store, self._clock, self._source = DriftStore(store, clock), store, clock, source
+        self._minute = sending.minute_of(device)
+        self._settings, self._places = DriftConfig(), dict[str, Place]()
+        self._watched: dict[Subject, Watched] = {}
+        #: The subject that the latest row of each pipeline belongs to.
+        self._current: dict[str, Subject] = {}
+        self._checks = {row.subject: row for row in self._rows.checks()}
+        self._grids: dict[str, Grid] = {}
+        self._held: deque[SampledRow] = deque()
+        self._is_clock_set = True
+        self._offset_s: float | None = None
+        self._sent_look_s = -SEND_LOOK_S
+        self._faults: dict[str, str] = {}
+        #: Rows lost since the store was made: a crash, no time, no room, too late.
+        self.lost = int(store.get_value(_LOST_VALUE) or 0)
+        #: Grows when the state topic has something new to say.
+        self.revision = 0
+        self._end_open_windows()
+
+    # --- settings ---
+
+    def configure(self, settings: DriftConfig, places: Mapping[str, Place]) -> None:
+        """Watch these pipelines by these settings from now on."""
+        if settings == self._settings and places == self._places:
+            return
+        self._settings, self._places = settings, dict(places)
+        for watched in list(self._watched.values()):
+            if watched.subject.pipeline not in places:
+                self._close(watched)
+                del self._watched[watched.subject]
+                if self._current.get(watched.subject.pipeline) == watched.subject:
+                    del self._current[watched.subject.pipeline]
+            else:
+                self._renew_when_asked(watched)
+        self.revision += 1
+
+    def steps(self) -> dict[str, float]:
+        """Per pipeline the seconds between two rows; 0: as the profile says. Empty when nothing is to be watched."""
+        if not self._settings.enabled:
+            return {}
+        wished = float(self._settings.step_s or 0)
+        found = dict.fromkeys(self._places, wished)
+        for pipeline, subject in self._current.items():
+            if not wished and pipeline in found:
+                found[pipeline] = self._watched[subject].state.step_s
+        return found
+
+    # --- rows ---
+
+    def take(self, row: SampledRow) -> None:
+        """Count a row. Raises: nothing but DeviceError of the store."""
+        if not self._is_clock_set:
+            if len(self._held) >= MAX_HELD:
+                self._lose(1)
+            else:
+                self._held.append(row)
+            return
+        self._count(row)
+
+    def tick(self, *, is_clock_set: bool) -> None:
+        """End what is over, judge it, send what is due. Raises: DeviceError of the store; the rest is done at the next tick."""
+        self._watch_clock(is_clock_set=is_clock_set)
+        if not is_clock_set:
+            return
+        while self._held:
+            self._count(self._held.popleft(), codes=("clock_unsynced",))
+        now_w0 = subwindow_of(self._now_s())
+        for watched in list(self._watched.values()):
+            self._watch_gap(watched)
+            if watched.window is not None and watched.window.w0 != now_w0:
+                self._close(watched)
+                if self._current.get(watched.subject.pipeline) != watched.subject:
+                    del self._watched[watched.subject]  # another model runs there now; what it left is in the store
+        if abs(self._clock.monotonic() - self._sent_look_s) >= SEND_LOOK_S:
+            self._sent_look_s = self._clock.monotonic()
+            self._send_hours()
+
+    def stop(self) -> None:
+        """Put what is counted into the store: the next start goes on with it."""
+        rows = [
+            windows.row_of(one.window, flags=one.window.flags | Flag.OPEN | Flag.FLUSHED) for one in self._watched.values() if one.window
+        ]
+        self._rows.save_windows(rows)
+        self._store.set_value(_LOST_VALUE, str(self.lost))
+
+    def _count(self, row: SampledRow, *, codes: tuple[str, ...] = ()) -> None:
+        if not self._settings.enabled or row.pipeline not in self._places:
+            return
+        at_s = self._now_s() - (self._clock.monotonic() - row.at_s)
+        try:
+            watched = self._find(row, subwindow_of(at_s))
+        except (InvalidError, OSError) as error:
+            self._faults[row.pipeline] = str(error)
+            self._lose(1)
+            return
+        self._faults.pop(row.pipeline, None)
+        watched.last_s, watched.is_missing = row.at_s, False
+        self._choose_step(watched, row)
+        window = self._window_at(watched, subwindow_of(at_s))
+        if window is None:
+            self._lose(1 + row.skipped)
+            return
+        values = _values_of(row, watched.grid)
+        watched.memory, verdict = conditions.judge(watched.memory, _seen(row, values, watched.grid))
+        window.note((*verdict.codes, *codes), watched.step_s)
+        if row.skipped:
+            window.sketcher.exclude(row.skipped)
+            self.lost += row.skipped
+        if verdict.is_excluded or values is None:
+            window.sketcher.exclude()
+        else:
+            window.add(values, row.labels)
+
+    def _find(self, row: SampledRow, w0: int) -> Watched:
+        """What the row belongs to. Raises: InvalidError, OSError when its grid cannot be had; DeviceError."""
+        subject = Subject(row.pipeline, row.model, row.grid)
+        watched = self._watched.get(subject)
+        if watched is None:
+            grid = self._load_grid(row)
+            watched = self._watched[subject] = self._remembered(subject, row, grid, w0)
+            self.revision += 1
+        if self._current.get(row.pipeline) != subject:
+            self._current[row.pipeline] = subject
+            self.revision += 1
+        watched.line, watched.release = row.line, row.release
+        return watched
+
+    def _remembered(self, subject: Subject, row: SampledRow, grid: Grid, w0: int) -> Watched:
+        """The model version as the store knows it; a new one starts with what the release before leaves it (DRIFT 5.8)."""
+        wished = float(self._settings.step_s or 0)
+        fresh = Watched(subject, row.line, row.release, grid, CheckState(wished), None)
+        kept = self._checks.get(subject)
+        if kept is not None:
+            try:
+                fresh.state = check.from_json(kept.state)
+                fresh.reference = None if kept.reference is None else decode_reference(kept.reference, grid)
+            except (InvalidError, ValueError, TypeError, KeyError) as error:
+                log.warning("drift.forgotten pipeline=%s text=%s", subject.pipeline, str(error)[:200])
+                fresh.state, fresh.reference = CheckState(wished, since_w0=w0), None
+        else:
+            self._carry_over(fresh, w0)
+        if wished and fresh.state.step_s != wished:  # DRIFT 5.8: another step is another reference
+            fresh.state, fresh.reference = CheckState(wished, since_w0=w0), None
+        self._renew_when_asked(fresh)
+        return fresh
+
+    def _choose_step(self, watched: Watched, row: SampledRow) -> None:
+        """Once it is known what a row costs here, keep the step with which they fit into their share of the processor."""
+        if watched.state.step_s or not row.fitting_step_s:
+            return
+        watched.state = replace(watched.state, step_s=float(max(row.fitting_step_s, watched.grid.step_s)))
+        self._save(watched)
+
+    def _window_at(self, watched: Watched, w0: int) -> OpenWindow | None:
+        """The sub-window that is counted now; None for one that is closed: what was judged or sent does not change."""
+        window = watched.window
+        if window is not None and window.w0 == w0:
+            return window
+        before = self._rows.find_window(watched.subject, w0)
+        if before is not None and not before.flags & Flag.OPEN:
+            return None
+        if window is not None:
+            self._close(watched)
+        watched.window = opened = windows.begin(watched.subject, watched.grid, w0, before=before)
+        opened.flags &= ~Flag.FLUSHED
+        self._rows.save_window(windows.row_of(opened, flags=opened.flags))
+        return opened
+
+    # --- time ---
+
+    def _watch_clock(self, *, is_clock_set: bool) -> None:
+        self._is_clock_set = is_clock_set
+        offset_s = self._now_s() - self._clock.monotonic()
+        before, self._offset_s = self._offset_s, offset_s
+        if before is None or abs(offset_s - before) <= JUMP_S:
+            return
+        for watched in self._watched.values():
+            if watched.window is not None:
+                watched.window.flags |= Flag.JUMPED
+                watched.window.note(("clock_jumped",), SUBWINDOW_S)
+
+    def _watch_gap(self, watched: Watched) -> None:
+        """No frame for ten steps: that is a condition, and the sub-window cannot be judged."""
+        place = self._places.get(watched.subject.pipeline)
+        if place is None or place.is_gated or self._current.get(watched.subject.pipeline) != watched.subject:
+            return
+        silent_s = self._clock.monotonic() - watched.last_s
+        if silent_s <= conditions.MISSING_STEPS * watched.step_s:
+            return
+        if watched.window is not None:
+            watched.window.flags |= Flag.GAP
+            watched.window.note(("frame_missing",), silent_s if not watched.is_missing else 0.0)
+        watched.is_missing = True
+
+    def _now_s(self) -> float:
+        return self._clock.now().timestamp()
+
+    # --- the end of a sub-window ---
+
+    def _close(self, watched: Watched) -> None:
+        """Judge the sub-window, keep it, and send it at once when it makes the evidence cross."""
+        window, watched.window = watched.window, None
+        if window is None:
+            return
+        try:
+            self._judge(watched, window)
+        except DeviceError:
+            self._lose(window.rows)
+            raise
+        if window.w0 // DAY != watched.reviewed_day:
+            watched.reviewed_day = window.w0 // DAY
+            self._review(watched, window.w0)
+
+    def _judge(self, watched: Watched, window: OpenWindow) -> None:
+        counts = window.counts()
+        usual = watched.state.usual_rows
+        has_gap = bool(window.flags & (Flag.GAP | Flag.JUMPED))
+        is_testable = conditions.is_testable(rows=counts.rows, excluded=counts.excluded, usual_rows=usual, has_gap=has_gap)
+        if usual is not None and counts.rows + counts.excluded < conditions.MIN_RATE * usual:
+            window.note(("rate_low",), SUBWINDOW_S)
+        before, judged = watched.state, check.Judged(watched.state)
+        codes = set[str]()
+        try:
+            judged = self._judged(watched, window, is_testable=is_testable)
+            if watched.reference is not None and not watched.reference.may_alarm:
+                codes.add("reference_degenerate")
+        except (MooringError, ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
+            log.warning("drift.check-failed pipeline=%s text=%s", watched.subject.pipeline, str(error)[:200])
+            codes.add("detector_failed")
+            window.note(("detector_failed",), SUBWINDOW_S)
+        is_alarmed = before.is_raised or judged.state.is_raised
+        flags = (window.flags & (Flag.GAP | Flag.JUMPED)) | (Flag.TESTABLE if is_testable else Flag(0))
+        flags |= Flag.IN_ALARM if is_alarmed else Flag(0)
+        reference_id = watched.reference.reference_id if watched.reference is not None else None
+        row = windows.row_of(window, flags=flags, score=judged.score, reference_id=reference_id)
+        evidence = sending.evidence_draft(row, watched.grid) if judged.is_crossing else None
+        watched.state = judged.state
+        self._save(watched, window=row, evidence=evidence)
+        watched.check_codes = (watched.check_codes & {"grid_wanted"}) | codes
+        watched.closed_codes = windows.names_of(window.seconds)
+        if before.is_raised != judged.state.is_raised:
+            log.warning("drift.%s pipeline=%s w0=%d", "raised" if judged.state.is_raised else "over", watched.subject.pipeline, window.w0)
+            self.revision += 1
+
+    def _judged(self, watched: Watched, window: OpenWindow, *, is_testable: bool) -> check.Judged:
+        if watched.reference is None:
+            return check.Judged(watched.state)
+        vector = summary(window.counts(), watched.grid) if is_testable else None
+        settings = self._settings
+        rules = Rules(settings.false_alarms_per_year, may_raise=settings.check == "device")
+        return check.judge(watched.state, watched.reference, watched.grid, vector, window.w0, rules)
+
+    def _save(self, watched: Watched, *, window: SubWindowRow | None = None, evidence: SketchDraft | None = None) -> None:
+        encoded = None if watched.reference is None else watched.reference.encoded
+        row = CheckRow(watched.subject, check.to_json(watched.state), encoded)
+        self._rows.save_check(row, window=window, evidence=evidence)
+        self._checks[watched.subject] = row
+
+    # --- references ---
+
+    def _review(self, watched: Watched, w0: int) -> None:
+        """Once a day: count the complete days, and fit a reference when there are enough; forget what is too old."""
+        places = self._rows.clean_places(watched.subject, since=watched.state.since_w0)
+        days, is_own = check.days_of(places), watched.state.origin == check.OWN
+        if days != watched.state.days:
+            watched.state = replace(watched.state, days=days)
+            self.revision += 1
+        wanted = grade_of(days)
+        is_better = not is_own or (watched.grade is Grade.PROVISIONAL and wanted is Grade.CALIBRATED)
+        if wanted is not Grade.COLLECTING and is_better:
+            self._fit(watched, w0)
+        self._save(watched)
+        self._tell_reference(watched)
+        self._want_grid(watched, w0)
+        keep = KEEP if all(one.grade is Grade.CALIBRATED for one in self._watched.values()) else KEEP_LEARNING
+        self._rows.forget_before(w0 - keep)
+
+    def _fit(self, watched: Watched, w0: int) -> None:
+        """A reference of its own. One that cannot be fitted leaves the one before."""
+        vectors, places, rows = self._summaries(watched.subject, watched.grid, since=watched.state.since_w0, until=w0 + 1)
+        try:
+            reference = fit_reference(
+                vectors, places, grid=watched.grid, model=bytes.fromhex(watched.subject.model), is_indoor=self._settings.indoor
+            )
+        except InvalidError as error:
+            log.warning("drift.not-fitted pipeline=%s text=%s", watched.subject.pipeline, str(error)[:200])
+            return
+        watched.reference = reference
+        watched.state = check.with_reference(watched.state, reference, origin=check.OWN, usual_rows=float(median(rows)))
+        log.info("drift.reference pipeline=%s grade=%s days=%d", watched.subject.pipeline, reference.grade, watched.state.days)
+        self.revision += 1
+
+    def _summaries(self, subject: Subject, grid: Grid, *, since: int, until: int) -> tuple[Any, Any, list[int]]:
+        """Summary vectors of clean sub-windows, their places and rows; read a day at a time, so that memory stays small."""
+        vectors, places, rows = [], [], []
+        clean = self._rows.clean_places(subject, since=since)
+        for day in sorted({w0 // DAY for w0 in clean if w0 < until}):
+            for row in self._rows.history(subject, since=max(since, day * DAY), until=min(until, (day + 1) * DAY)):
+                if row.flags & (Flag.TESTABLE | Flag.IN_ALARM) == Flag.TESTABLE:
+                    vectors.append(summary(decode(row.body, grid).counts, grid))
+                    places.append(row.w0)
+                    rows.append(row.rows)
+        width = len(vectors[0]) if vectors else 0
+        return np.array(vectors, np.float64).reshape(len(vectors), width), np.array(places, np.int64), rows
+
+    def _carry_over(self, fresh: Watched, w0: int) -> None:
+        """A new release keeps the reference of the input features that it shares with the one before; the rest is collected anew."""
+        subject = fresh.subject
+        before = self._current.get(subject.pipeline) or self._latest(subject.pipeline)
+        kept = self._checks.get(before) if before is not None else None
+        old = self._find_grid(before.grid) if before is not None else None
+        if before is None or kept is None or kept.reference is None or old is None:
+            return
+        try:
+            state = check.from_json(kept.state)
+            vectors, _, _ = self._summaries(before, old, since=max(state.since_w0, w0 - KEEP), until=w0)
+            reference = carried_over(decode_reference(kept.reference, old), old, fresh.grid, vectors, model=bytes.fromhex(subject.model))
+        except (MooringError, ValueError, TypeError, KeyError) as error:
+            log.warning("drift.not-carried-over pipeline=%s text=%s", subject.pipeline, str(error)[:200])
+            return
+        if reference is not None:
+            fresh.reference = reference
+            state = CheckState(state.step_s, since_w0=w0)
+            fresh.state = check.with_reference(state, reference, origin=check.CARRIED, usual_rows=None)
+
+    def _latest(self, pipeline: str) -> Subject | None:
+        """The subject of the pipeline that was judged last, from before the start."""
+        found: dict[Subject, int] = {}
+        for subject, row in self._checks.items():
+            if subject.pipeline == pipeline and row.reference is not None:
+                try:
+                    found[subject] = check.from_json(row.state).judged_w0
+                except (ValueError, TypeError, KeyError):
+                    continue
+        return max(found, key=lambda subject: found[subject], default=None)
+
+    def _renew_when_asked(self, watched: Watched) -> None:
+        """Begin anew where somebody took what is there now as normal, or at another step; take a reference that was brought."""
+        settings, pipeline = self._settings, watched.subject.pipeline
+        wished = float(settings.step_s or 0)
+        now_w0 = subwindow_of(self._now_s())
+        asked_w0 = settings.rebaselined.get(pipeline, 0) // SUBWINDOW_MS
+        if asked_w0 > watched.state.since_w0 or (wished and watched.state.step_s not in (0.0, wished)):
+            since = max(asked_w0, now_w0 if wished and watched.state.step_s != wished else asked_w0)
+            watched.reference, watched.state = None, CheckState(wished or watched.state.step_s, since_w0=since)
+            self._save(watched)
+            self.revision += 1
+        lent = settings.references.get(pipeline)
+        if lent is not None and watched.state.origin in ("", check.CARRIED):
+            self._borrow(watched, lent)
+
+    def _borrow(self, watched: Watched, text: str) -> None:
+        try:
+            reference = decode_reference(base64.b64decode(text, validate=True), watched.grid)
+        except (InvalidError, binascii.Error) as error:
+            log.warning("drift.lent-reference-refused pipeline=%s text=%s", watched.subject.pipeline, str(error)[:200])
+            return
+        if reference.model == bytes.fromhex(watched.subject.model):
+            watched.reference = reference
+            told = check.with_reference(watched.state, reference, origin=check.LENT)
+            watched.state = replace(told, is_told=True)
+            self._save(watched)
+            self.revision += 1
+
+    def _tell_reference(self, watched: Watched) -> None:
+        """Send the device's own reference up, once."""
+        reference, subject = watched.reference, watched.subject
+        if reference is None or watched.state.is_told:
+            return
+        data = ReferenceLearned(
+            pipeline=subject.pipeline,
+            line=watched.line,
+            model=subject.model,
+            grid=subject.grid,
+            reference=reference.reference_id.hex(),
+            grade=reference.grade.value,
+            body=base64.b64encode(reference.encoded).decode(),
+        )
+        body = event_body(REFERENCE_LEARNED, source=self._source, data=data.model_dump(), subject=subject.pipeline)
+        self._store.add_all([Draft("event", (), body)])
+        watched.state = replace(watched.state, is_told=True)
+        self._save(watched)
+
+    def _want_grid(self, watched: Watched, w0: int) -> None:
+        """A day of which much lies beyond the grid: a better one is wanted."""
+        rows = self._rows.history(watched.subject, since=w0 - DAY, until=w0 + 1)
+        counted = [decode(row.body, watched.grid) for row in rows if row.flags & Flag.TESTABLE]
+        wanting: tuple[str, ...] = ()
+        if len(counted) >= DAY * conditions.MAX_EXCLUDED:
+            total = counted[0].counts
+            for one in counted[1:]:
+                total = added(total, one.counts)
+            wanting = features_that_want_a_grid(total, watched.grid)
+        watched.check_codes = (watched.check_codes - {"grid_wanted"}) | ({"grid_wanted"} if wanting else frozenset())
+
+    # --- grids ---
+
+    def _load_grid(self, row: SampledRow) -> Grid:
+        """The grid of the row, from the store or from the slot it came out of. Raises: InvalidError, OSError, DeviceError."""
+        grid = self._find_grid(row.grid)
+        if grid is None:
+            grid = decode_profile(read_bounded(Path(row.folder) / FILE_NAME, MAX_PROFILE_BYTES)).grid
+            if grid.grid_id.hex() != row.grid:
+                raise InvalidError(
+                    f"The slot's profile has grid {grid.grid_id.hex()}; the row was made on {row.grid}.", code="unknown-grid"
+                )
+            self._rows.keep_grid(row.grid, grid.encoded)
+            self._grids[row.grid] = grid
+        return grid
+
+    def _find_grid(self, grid_id: str) -> Grid | None:
+        """A grid that was met before."""
+        grid = self._grids.get(grid_id)
+        if grid is None and (body := self._rows.find_grid(grid_id)) is not None:
+            try:
+                grid = self._grids[grid_id] = decode_grid(body)
+            except InvalidError:
+                return None
+        return grid
+
+    # --- sending ---
+
+    def _send_hours(self) -> None:
+        now_s = self._now_s()
+        for rows in sending.due_hours(self._rows.unsent(before=subwindow_of(now_s)), now_s=now_s, minute=self._minute):
+            try:
+                draft = sending.hour_draft(rows, self._get_grid(rows[0].subject))
+            except InvalidError as error:
+                log.warning("drift.hour-lost pipeline=%s text=%s", rows[0].subject.pipeline, str(error)[:200])
+                self._lose(sum(row.rows for row in rows))
+                self._rows.save_windows([replace(row, sent="lost") for row in rows])
+            else:
+                self._rows.send(rows, draft)
+                self.revision += 1  # figures of the state topic are an hour old at most
+
+    def _get_grid(self, subject: Subject) -> Grid:
+        """The grid of what was counted. Raises: InvalidError when it is not known any more."""
+        grid = self._find_grid(subject.grid)
+        if grid is None:
+            raise InvalidError(f"Grid {subject.grid} is not known any more.", code="unknown-grid")
+        return grid
+
+    # --- after a restart ---
+
+    def _end_open_windows(self) -> None:
+        """Sub-windows that were open when the agent ended: what is still going on goes on, what is over is closed as it was kept."""
+        now_w0 = subwindow_of(self._now_s())
+        for row in self._rows.open_windows():
+            if not row.flags & Flag.FLUSHED:
+                self._lose_flush(row)
+                self._rows.save_window(replace(row, flags=row.flags | Flag.FLUSHED))
+            if row.w0 == now_w0:
+                continue
+            grid = self._find_grid(row.subject.grid)
+            if grid is None:
+                self._rows.save_window(replace(row, flags=Flag(0), sent="lost"))
+                continue
+            kept = row.flags & (Flag.GAP | Flag.JUMPED)
+            is_testable = conditions.is_testable(rows=row.rows, excluded=row.excluded, usual_rows=self._usual_rows(row), has_gap=bool(kept))
+            self._rows.save_window(replace(row, flags=kept | (Flag.TESTABLE if is_testable else Flag(0))))
+
+    def _usual_rows(self, row: SubWindowRow) -> float | None:
+        kept = self._checks.get(row.subject)
+        try:
+            return None if kept is None else check.from_json(kept.state).usual_rows
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def _lose_flush(self, row: SubWindowRow) -> None:
+        """The agent ended without a word: at most the rows of the sub-window up to now are lost, and counted so."""
+        lasted_s = min(float(SUBWINDOW_S), max(0.0, self._now_s() - row.w0 * SUBWINDOW_S))
+        grid = self._find_grid(row.subject.grid)
+        step_s = float(grid.step_s) if grid is not None else 1.0
+        log.warning("drift.flush-lost pipeline=%s w0=%d", row.subject.pipeline, row.w0)
+        self._lose(round(lasted_s / step_s))
+
+    def _lose(self, rows: int) -> None:
+        self.lost += rows
+        self._store.set_value(_LOST_VALUE, str(self.lost))
+
+    # --- what is said ---
+
+    def findings(self) -> list[tuple[str, str, str]]:
+        """What is wrong now: (code, text, pipeline)."""
+        found = [("profile_invalid", text[:1000], pipeline) for pipeline, text in self._faults.items()]
+        if self._held:
+            found.append(("clock_unsynced", conditions.TEXTS["clock_unsynced"], ""))
+        for pipeline, subject in self._current.items():
+            watched = self._watched[subject]
+            now = windows.names_of(watched.window.seconds) if watched.window is not None else frozenset()
+            codes = now | watched.closed_codes | watched.check_codes | ({"frame_missing"} if watched.is_missing else frozenset())
+            found += [(code, conditions.TEXTS[code], pipeline) for code in sorted(codes - {"clock_unsynced"})]
+        return found
+
+    def pipelines(self) -> list[DriftPipeline]:
+        """The rows of the state topic, of the pipelines whose model is watched."""
+        return [self._told(self._watched[subject]) for _, subject in sorted(self._current.items())]
+
+    def _told(self, watched: Watched) -> DriftPipeline:
+        state, reference, subject = watched.state, watched.reference, watched.subject
+        evidence, threshold = (0.0, None) if reference is None else check.value_of(state, reference, self._settings.false_alarms_per_year)
+        is_taken = subject.pipeline in self._settings.acknowledged
+        return DriftPipeline(
+            pipeline=subject.pipeline,
+            line=watched.line,
+            release=watched.release,
+            model=subject.model,
+            grid=subject.grid,
+            state="ok" if state.raised_w0 is None else "acknowledged" if is_taken else "raised",
+            grade=watched.grade.value,
+            days=state.days,
+            reference="" if reference is None else reference.reference_id.hex(),
+            step_s=round(watched.step_s),
+            score=state.score,
+            p=state.p,
+            evidence=round(evidence, 3),
+            threshold=threshold,
+            raised_at=None if state.raised_w0 is None else state.raised_w0 * SUBWINDOW_MS,
+            features=[DriftFeature(name=name, share=share) for name, share in state.features[: check.NAMED_FEATURES]],
+            lost=self.lost,
+        )
+
+
+def _values_of(row: SampledRow, grid: Grid) -> Any:
+    """float32[features]; None when the row has none, or not as many."""
+    try:
+        data = base64.b64decode(row.values, validate=True)
+    except binascii.Error:
+        return None
+    return np.frombuffer(data, "<f4") if len(data) == 4 * len(grid.features) else None
+
+
+def _seen(row: SampledRow, values: Any, grid: Grid) -> conditions.Seen:
+    """What conditions are judged by."""
+    fault = row.fault.partition(":")[0]
+    quality = row.quality
+    if fault or quality is None or values is None:
+        return conditions.Seen(row.size, 0.0, 0.0, "", 0, 0, fault=fault or "extractor_failed")
+    channels, is_blurred = [], False
+    for feature, value in zip(grid.features, values.tolist(), strict=True):
+        if feature.name.startswith("sensor.") and feature.name.endswith(".value") and feature.bins > 1:
+            channels.append(value)
+        elif feature.name == "image.sharpness":
+            is_blurred = value < feature.low
+    not_finite = quality.not_finite + int(np.count_nonzero(~np.isfinite(values)))
+    return conditions.Seen(
+        row.size,
+        quality.mean,
+        quality.deviation,
+        quality.hash,
+        not_finite,
+        quality.out_of_range,
+        channels=tuple(channels),
+        is_blurred=is_blurred,
+    )

@@ -1,0 +1,269 @@
+"""The device's own check: silent on what it knows, quick on what is new, honest about how far its reference is, and alone able to do it."""
+
+import base64
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from simulators.drift_rows import World, make_grid, make_slot
+
+from agent.drift import check
+from agent.drift.store import Flag
+from protocol.messages import ReferenceLearned
+from protocol.sketches.codec import SUBWINDOW_MS
+from protocol.sketches.reference import Grade, decode_reference
+
+DAY_S = 86_400
+
+
+def test_fewer_than_fourteen_days_are_collected_and_nothing_is_judged(site):
+    site.remember(13)
+    site.one_window()
+    told = site.told()
+    assert (told.grade, told.days, told.score, told.threshold, told.state) == ("collecting", 13, None, None, "ok")
+    assert site.events() == []
+
+
+def test_fourteen_days_make_a_provisional_reference_that_is_told_once(site):
+    site.remember(14)
+    site.one_window()
+    told = site.told()
+    assert (told.grade, told.days, told.threshold) == ("provisional", 14, 365.0)
+    site.one_window()
+    site.restart()
+    site.one_window()
+    (event,) = site.events()
+    learned = ReferenceLearned.model_validate(json.loads(event)["data"])
+    reference = decode_reference(base64.b64decode(learned.body), site.grid)
+    assert (learned.pipeline, learned.grade, learned.reference) == ("front", "provisional", reference.reference_id.hex())
+    assert site.told().reference == learned.reference
+
+
+def test_twenty_eight_days_calibrate_and_a_provisional_one_is_replaced(site):
+    site.remember(14)
+    site.one_window()
+    assert site.told().grade == "provisional"
+    site.remember(28)
+    site.clock.advance(DAY_S)
+    site.one_window()
+    assert (site.told().grade, len(site.events())) == ("calibrated", 2)
+    first = site.told().reference
+    site.clock.advance(3 * DAY_S)
+    site.one_window()
+    assert site.told().reference == first
+
+
+def test_the_world_that_it_knows_is_scored_and_raises_nothing(calibrated):
+    site = calibrated
+    for _ in range(6):
+        site.one_window()
+    told = site.told()
+    assert told.state == "ok"
+    assert told.score > 0
+    assert 0 < told.p <= 1
+    assert told.evidence < told.threshold
+    hour = next(one for one in site.sketches() if np.isfinite(one.scores).any())
+    assert hour.reference_id.hex() == told.reference
+
+
+def test_another_world_crosses_at_once_and_its_sub_window_goes_to_the_server_before_its_hour(calibrated):
+    site = calibrated
+    site.one_window(shift=3.0)
+    told = site.told()
+    assert told.state == "raised"
+    assert told.features[0].share > 0.2
+    evidence = [one for one in site.sketches() if one.nsub == 1]
+    assert [one.w0 * SUBWINDOW_MS for one in evidence] == [told.raised_at]
+    assert evidence[0].scores[0] == np.float32(told.score)
+    site.one_window(shift=3.0)
+    assert len([one for one in site.sketches() if one.nsub == 1]) == 1  # once
+    site.idle(2 * 3600)
+    hour = next(one for one in site.sketches() if one.nsub > 1 and one.w0 <= evidence[0].w0 < one.w0 + one.nsub)
+    assert hour.counts.rows >= evidence[0].counts.rows
+
+
+def test_fewer_false_alarms_a_year_ask_for_more_evidence(calibrated):
+    site = calibrated
+    assert site.told().threshold == 365.0
+    site.configure(false_alarms_per_year=0.2)
+    assert site.told().threshold == pytest.approx(1825.0)
+
+
+def test_where_the_server_judges_the_device_scores_and_raises_nothing(calibrated):
+    site = calibrated
+    site.configure(check="server")
+    site.one_window(shift=3.0)
+    told = site.told()
+    assert (told.state, told.score > 100) == ("ok", True)
+    assert [one for one in site.sketches() if one.nsub == 1] == []
+
+
+def test_a_raised_state_survives_the_power_and_shows_who_took_it(calibrated):
+    site = calibrated
+    site.one_window(shift=3.0)
+    raised_at = site.told().raised_at
+    site.crash()
+    site.world.shift = 0.0
+    site.run(100)
+    assert (site.told().state, site.told().raised_at) == ("raised", raised_at)
+    site.configure(acknowledged=("front",))
+    assert site.told().state == "acknowledged"
+
+
+def test_it_is_over_when_the_evidence_stayed_low_for_two_blocks(calibrated):
+    site = calibrated
+    site.one_window(shift=3.0)
+    assert site.told().state == "raised"
+    state = site.watch._watched[site.subject].state
+    reference = site.watch._watched[site.subject].reference
+    vector = reference.scatter.mean
+    w0 = state.raised_w0
+    for at in range(1, 2 * 144 + 1):
+        assert state.is_raised
+        state = check.judge(state, reference, site.grid, vector, w0 + at, check.Rules()).state
+    assert not state.is_raised
+
+
+def test_what_lies_inside_an_alarm_is_left_out_of_every_reference(calibrated):
+    site = calibrated
+    site.one_window(shift=3.0)
+    site.one_window()
+    rows = site.rows.history(site.subject, since=site.w0 - 6, until=site.w0)
+    assert [bool(row.flags & Flag.IN_ALARM) for row in rows][-3:] == [False, True, True]
+    assert {row.w0 for row in rows[-2:]}.isdisjoint(site.rows.clean_places(site.subject, since=0))
+
+
+def test_a_person_who_takes_the_new_world_as_normal_starts_the_reference_again(calibrated):
+    site = calibrated
+    site.one_window(shift=3.0)
+    site.configure(rebaselined={"front": int(site.clock.now().timestamp() * 1000)})
+    assert (site.told().grade, site.told().state, site.told().reference) == ("collecting", "ok", "")
+    site.one_window(shift=3.0)
+    assert (site.told().days, site.told().grade) == (0, "collecting")
+    site.restart()
+    site.run(100)
+    assert site.told().grade == "collecting"
+
+
+def test_another_step_is_another_reference(calibrated):
+    site = calibrated
+    assert site.watch.steps() == {"front": 0.0}
+    site.configure(step_s=4)
+    assert site.told().grade == "calibrated"  # its step was never told apart from the profile's
+    site.watch._watched[site.subject].state = replace(site.watch._watched[site.subject].state, step_s=8.0)
+    site.configure(step_s=2)
+    assert (site.told().grade, site.watch.steps()) == ("collecting", {"front": 2.0})
+
+
+def test_the_step_that_this_device_can_afford_is_kept(site):
+    site.clock.advance(1)
+    site.watch.take(site.world.row(site.clock.monotonic(), fitting_step_s=1))
+    assert site.watch.steps() == {"front": 8.0}  # never finer than the profile's
+    site.restart()
+    site.run(50)
+    assert site.watch.steps() == {"front": 8.0}
+
+
+def test_a_new_release_keeps_the_reference_of_the_inputs_it_shares(calibrated):
+    site = calibrated
+    grid = make_grid(seed=11)
+    site.world = World(grid, make_slot(site.folder / "next", grid), model="b2" * 16)
+    site.one_window()
+    told = site.told()
+    assert (told.model, told.grade, told.threshold) == ("b2" * 16, "calibrated", 365.0)
+    watched = site.watch._watched[site.subject]
+    assert watched.state.origin == check.CARRIED
+    assert len(watched.reference.coordinates) == 4  # place and spread of two inputs; the output is collected anew
+    site.one_window(shift=3.0)
+    assert site.told().state == "raised"
+
+
+def test_a_release_that_shares_no_input_starts_from_nothing(calibrated):
+    site = calibrated
+    grid = replace(make_grid(), step_s=4)
+    site.world = World(grid, make_slot(site.folder / "next", grid), model="b2" * 16)
+    site.one_window()
+    assert (site.told().grade, site.told().days) == ("collecting", 0)
+
+
+def test_a_rolled_back_release_gets_its_own_reference_back(calibrated):
+    site = calibrated
+    before, world, grid = site.told(), site.world, make_grid(seed=11)
+    site.world = World(grid, make_slot(site.folder / "next", grid), model="b2" * 16)
+    site.one_window()
+    site.world = world
+    site.one_window()
+    assert (site.told().reference, site.told().grade) == (before.reference, before.grade)
+
+
+def test_a_reference_from_elsewhere_serves_until_there_is_an_own_one(calibrated, tmp_path):
+    site = calibrated
+    reference = site.watch._watched[site.subject].reference
+    text = base64.b64encode(reference.encoded).decode()
+    other = type(site)(tmp_path / "other")
+    other.configure(references={"front": text})
+    other.one_window()
+    assert (other.told().grade, other.told().reference) == ("calibrated", reference.reference_id.hex())
+    assert other.events() == []  # it came from there
+    other.world.model = "b2" * 16
+    other.one_window()
+    assert other.told().model == "b2" * 16
+    other.configure(references={"front": "no base64 !"})
+    other.world.model = site.world.model
+    other.remember(14)
+    other.clock.advance(DAY_S)
+    other.one_window()
+    assert other.watch._watched[other.subject].state.origin == check.OWN
+    other.store.close()
+
+
+def test_a_damaged_memory_of_a_check_is_begun_anew_and_the_rest_goes_on(calibrated):
+    site = calibrated
+    with site.store.writing() as writing:
+        writing.execute("UPDATE drift_checks SET state = '{'")
+    site.crash()
+    site.run(100)
+    assert site.told().grade == "collecting"
+
+
+def test_a_check_that_fails_is_a_condition_and_counting_goes_on(calibrated, monkeypatch):
+    site = calibrated
+
+    def fail(*_args, **_options):
+        raise ValueError("a number is not one")
+
+    monkeypatch.setattr("agent.drift.watching.summary", fail)
+    site.one_window()
+    assert "detector_failed" in site.codes()
+    monkeypatch.undo()
+    site.one_window()
+    site.one_window()
+    assert "detector_failed" not in site.codes()
+
+
+def test_a_reference_without_a_covariance_raises_nothing_and_says_so(calibrated):
+    site = calibrated
+    watched = site.watch._watched[site.subject]
+    scatter = replace(watched.reference.scatter, is_degenerate=True)
+    watched.reference = replace(watched.reference, scatter=scatter)
+    site.one_window(shift=3.0)
+    assert site.told().state == "ok"
+    assert "reference_degenerate" in site.codes()
+
+
+def test_a_state_survives_its_way_through_the_store():
+    state = check.CheckState(8.0, 5, 12, 600.0, check.OWN, b"\x00\xff", 4.5, 0.25, 7, 6, 8, 99.5, (("a", 0.5),), is_told=True)
+    assert check.from_json(check.to_json(state)) == state
+
+
+def test_a_late_sub_window_changes_nothing(calibrated):
+    site = calibrated
+    watched = site.watch._watched[site.subject]
+    assert watched.grade is Grade.CALIBRATED
+    vector = watched.reference.scatter.mean
+    once = check.judge(watched.state, watched.reference, site.grid, vector, site.w0 + 300, check.Rules())
+    again = check.judge(once.state, watched.reference, site.grid, vector, site.w0 + 300, check.Rules())
+    late = check.judge(once.state, watched.reference, site.grid, vector, site.w0 - 300, check.Rules())
+    assert once.score is not None
+    assert (again.score, again.state, late.state) == (None, once.state, once.state)

@@ -1,0 +1,261 @@
+"""Rows become sub-windows and hours, whatever the clock, the power and the camera do; what cannot be counted is counted as lost."""
+
+import sqlite3
+
+import numpy as np
+import pytest
+from simulators.drift_rows import make_grid, make_slot
+
+from agent.drift.sending import minute_of
+from agent.drift.store import Flag
+from protocol.messages import Ack
+from protocol.sketches.codec import CONDITION_CODES, decode
+from protocol.sketches.counts import Sketcher
+
+
+def test_rows_become_the_counts_that_a_sketcher_makes_of_them(site):
+    taken = []
+    for _ in range(14):
+        site.clock.advance(40)
+        row = site.world.row(site.clock.monotonic())
+        taken.append(row)
+        site.watch.take(row)
+    first = site.w0
+    site.to_next_subwindow()
+    site.tick()
+    kept = site.rows.find_window(site.subject, first)
+    expected = Sketcher(site.grid)
+    from agent.drift.watching import _values_of
+
+    for row in taken:
+        expected.add(_values_of(row, site.grid))
+        expected.count_class(site.grid.slot(row.labels[0]))
+    counts = decode(kept.body, site.grid).counts
+    assert (counts.rows, kept.rows, kept.excluded) == (14, 14, 0)
+    assert np.array_equal(counts.cells, expected.take().cells)
+    assert kept.flags == Flag.TESTABLE
+    assert counts.classes.sum() == 14
+
+
+def test_an_hour_goes_out_once_at_the_devices_minute_and_leaves_only_when_the_server_has_it(site):
+    site.run(3600)
+    assert site.sketches() == []
+    site.idle(60 * minute_of("cam-1") + 60)
+    (hour,) = site.sketches()
+    assert (hour.nsub, hour.w0 % 6, hour.rev, hour.counts.rows) == (6, 0, 0, 71)
+    site.idle(3600)
+    assert len([one for one in site.sketches() if one.w0 == hour.w0]) == 1
+    site.store.mark_sent(*[row.id for row in site.store.next_batch(100)])
+    site.store.requeue_stored()
+    again = [row.payload for row in site.store.next_batch(100) if row.stream == "sketch"]
+    assert decode(again[0], site.grid) == hour
+    key = ("front", hour.window_id, 0, 0)
+    assert site.store.apply_ack(Ack(epoch="another", sketch=[("front", hour.window_id, 0, 1)])) == 0
+    assert site.store.apply_ack(Ack(epoch="another", sketch=[key])) == 1
+    assert hour.w0 not in {one.w0 for one in site.sketches()}
+
+
+def test_what_conditions_leave_out_is_counted_and_named_and_over_a_sub_window_later(site):
+    site.world.mean, site.world.deviation = 5.0, 0.2
+    site.to_next_subwindow()
+    first = site.w0
+    site.run(600)
+    assert site.codes() == {"frame_black"}
+    kept = site.rows.find_window(site.subject, first)
+    assert (kept.rows, kept.excluded, kept.flags & Flag.TESTABLE) == (0, 11, 0)
+    site.world.mean, site.world.deviation = 120.0, 40.0
+    site.run(1200)
+    assert site.codes() == set()
+    site.run(7200)
+    hour = next(one for one in site.sketches() if one.w0 <= first < one.w0 + one.nsub)
+    assert hour.counts.conditions == {CONDITION_CODES["frame_black"]: 96}  # twelve rows of a step of 8 s
+    assert not hour.mask & 1 << (first - hour.w0)
+
+
+def test_a_camera_that_stops_is_a_condition_and_its_sub_window_is_not_judged(site):
+    site.run(600)
+    site.to_next_subwindow()
+    first = site.w0
+    site.run(100)
+    site.idle(400)
+    assert "frame_missing" in site.codes()
+    site.run(200)
+    kept = site.rows.find_window(site.subject, first)
+    assert kept.flags & Flag.GAP
+    assert not kept.flags & Flag.TESTABLE
+    site.run(1200)
+    assert "frame_missing" not in site.codes()
+
+
+def test_a_pipeline_that_waits_for_motion_may_be_silent(site):
+    from agent.drift.watching import Place
+
+    site.places = {"front": Place("pets", is_gated=True)}
+    site.watch.configure(site.settings, site.places)
+    site.run(100)
+    site.idle(400)
+    assert site.codes() == set()
+
+
+def test_a_restart_in_order_goes_on_with_the_sub_window(site):
+    site.to_next_subwindow()
+    first = site.w0
+    site.run(250)
+    site.restart()
+    site.run(250)
+    assert site.w0 == first
+    site.run(100)
+    kept = site.rows.find_window(site.subject, first)
+    assert (kept.rows, kept.excluded, site.watch.lost) == (11, 0, 0)
+
+
+def test_a_crash_loses_at_most_what_was_counted_of_one_sub_window_and_says_so(site):
+    site.to_next_subwindow()
+    first = site.w0
+    site.run(600)
+    site.run(250)
+    site.crash()
+    assert 0 < site.watch.lost <= 250 / site.grid.step_s + 1
+    site.run(400)
+    assert site.rows.find_window(site.subject, first).rows == 11  # closed before: whole
+    kept = site.rows.find_window(site.subject, first + 1)
+    assert 0 < kept.rows < 12
+    lost = site.watch.lost
+    site.crash()
+    site.crash()
+    assert site.watch.lost <= lost + 2 * 600 / site.grid.step_s
+
+
+def test_a_sub_window_left_open_by_an_agent_that_stays_away_is_closed_and_sent(site):
+    site.to_next_subwindow()
+    site.run(400)
+    site.watch.stop()
+    site.store.close()
+    site.clock.advance(5 * 3600)
+    site.open()
+    site.idle(60)
+    (hour,) = site.sketches()
+    assert hour.counts.rows == 8
+
+
+def test_the_clock_is_waited_for_and_rows_find_their_place_by_the_monotonic_one(site):
+    site.is_clock_set = False
+    site.tick()
+    for _ in range(10):
+        site.clock.advance(50)
+        site.watch.take(site.world.row(site.clock.monotonic()))
+        site.tick()
+    assert site.codes() == {"clock_unsynced"}
+    begun = site.clock.now()
+    site.clock._now = site.clock._start = begun.replace(year=2027)  # the wall clock is set; nothing else moves
+    site.clock.monotonic = lambda shift=500.0, clock=site.clock: shift + (clock._now - clock._start).total_seconds()
+    site.is_clock_set = True
+    site.tick()
+    assert site.codes() == set()
+    site.watch.stop()
+    found = site.rows.open_windows() + site.rows.history(site.subject, since=0, until=10**7)
+    assert sum(row.rows for row in found) == 10
+    assert all(row.w0 > 2_999_000 for row in found)  # of 2027
+
+
+def test_more_rows_than_may_wait_for_the_clock_are_lost_and_counted(site, monkeypatch):
+    monkeypatch.setattr("agent.drift.watching.MAX_HELD", 5)
+    site.is_clock_set = False
+    site.tick()
+    for _ in range(8):
+        site.watch.take(site.world.row(site.clock.monotonic()))
+    assert site.watch.lost == 3
+
+
+@pytest.mark.parametrize("hours", [2, -2])
+def test_a_clock_that_jumps_spoils_its_sub_window_and_what_was_closed_stays_as_it_is(site, hours):
+    from datetime import timedelta
+
+    site.run(3 * 3600)
+    site.to_next_subwindow()
+    site.run(100)
+    before = {(row.w0, row.rows) for row in site.rows.history(site.subject, since=0, until=10**7)}
+    at, elapsed = site.w0, site.clock.monotonic()
+    site.clock._start += timedelta(hours=hours)
+    site.clock._now += timedelta(hours=hours)
+    assert site.clock.monotonic() == elapsed
+    site.tick()
+    kept = site.rows.find_window(site.subject, at)
+    assert kept.flags & Flag.JUMPED
+    assert not kept.flags & Flag.TESTABLE
+    site.run(300)
+    after = {(row.w0, row.rows) for row in site.rows.history(site.subject, since=0, until=10**7)}
+    assert before <= after
+    assert (site.watch.lost > 0) is (hours < 0)
+
+
+def test_a_new_release_in_the_middle_of_a_sub_window_is_counted_apart_and_acknowledged_apart(site):
+    site.to_next_subwindow()
+    first = site.w0
+    site.run(250)
+    old, site.world.model = site.subject, "b2" * 16
+    site.run(250)
+    site.run(2 * 3600)
+    assert site.rows.find_window(old, first).rows == 5
+    assert site.rows.find_window(site.subject, first).rows in (5, 6)
+    hours = [one for one in site.sketches() if one.w0 <= first < one.w0 + one.nsub]
+    assert {one.model.hex() for one in hours} == {"a1" * 16, "b2" * 16}
+    assert {one.rev for one in hours} == {0, 1}  # the server acknowledges by pipeline, window, source and revision
+    site.store.apply_ack(Ack(epoch="x", sketch=[("front", hours[0].window_id, 0, hours[0].rev)]))
+    left = [one for one in site.sketches() if one.w0 == hours[0].w0]
+    assert [one.model for one in left] == [hours[1].model]
+
+
+def test_rows_whose_grid_cannot_be_had_are_lost_and_named(site, tmp_path):
+    other = make_grid(seed=5)
+    site.watch.take(site.world.row(0.0, grid=other.grid_id.hex()))
+    site.watch.take(site.world.row(0.0, grid=other.grid_id.hex(), folder=str(tmp_path / "gone")))
+    assert site.codes() == {"profile_invalid"}
+    assert site.watch.lost == 2
+    site.run(50)
+    assert site.codes() == set()
+
+
+def test_a_grid_outlives_the_slot_it_came_from(site):
+    site.run(600)
+    make_slot(site.folder / "slot", make_grid(seed=9))  # written anew by another release
+    site.restart()
+    site.run(600)
+    assert site.codes() == set()
+
+
+def test_a_disk_that_takes_nothing_loses_what_it_must_and_the_rest_goes_on(site, query):
+    site.to_next_subwindow()
+    site.run(400)
+    blocker = sqlite3.connect(site.folder / "outbox.db", isolation_level=None)
+    site.store._connection.execute("PRAGMA busy_timeout = 0")
+    blocker.execute("BEGIN IMMEDIATE")
+    site.to_next_subwindow()
+    from protocol.errors import DeviceError
+
+    with pytest.raises(DeviceError):
+        site.tick()
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    site.run(1200)
+    assert site.watch.lost >= 8
+    assert query("SELECT count(*) FROM drift_windows WHERE flags & 4 = 0")[0][0] >= 1
+
+
+def test_a_row_without_numbers_is_left_out_under_its_name(site):
+    site.watch.take(site.world.row(0.0, values="", fault="extractor_failed: boom", quality=None))
+    site.watch.take(site.world.row(0.0, values="AAAA"))
+    assert site.codes() == {"extractor_failed"}
+
+
+def test_pipelines_that_are_gone_are_closed_and_those_that_are_off_are_not_counted(site):
+    site.run(200)
+    site.configure(enabled=False)
+    site.run(200)
+    site.to_next_subwindow()
+    site.tick()
+    assert sum(row.rows for row in site.rows.history(site.subject, since=0, until=10**7)) <= 4
+    assert site.watch.steps() == {}
+    site.places = {}
+    site.configure(enabled=True)
+    assert site.watch.pipelines() == []
