@@ -82,10 +82,7 @@ def trained_classifier(seed: int = 11) -> Classifier:
 def make(kind: Kind, name: str, scene: Array, classifier: Classifier, shifts: Sequence[Shift], seed: Sequence[int]) -> Bank:
     """The bank of one camera: all its states, taken clean and with each shift."""
     rng = np.random.default_rng(list(seed))
-    lens = lens_of(scene, rng)
-    pictures, labels = digits()
-    things, classes = _things(kind.per_class, pictures, labels, rng)
-    places = _places(len(classes), rng)
+    lens, things, classes, places = _before(kind, scene, rng)
     grid = [(t, li, w) for t in range(len(classes)) for li in kind.lights for w in kind.weathers for _ in range(TAKES)]
     index = np.array([item[0] for item in grid])
     light, weather = (np.array([item[k] for item in grid], np.float32) for k in (1, 2))
@@ -128,13 +125,33 @@ def load(purpose: str, index: int) -> Bank:
     if path.exists():
         return _read(path, KINDS[kind], scene)
     shifts = SHIFTS if purpose == "study" else (*SHIFTS, *HELD_OUT)
-    bank = make(KINDS[kind], scene, scenes()[scene], _classifier(), shifts, (77, {"study": 1, "test": 2}[purpose], index))
+    bank = make(KINDS[kind], scene, scenes()[scene], classifier(), shifts, _seed(purpose, index))
     _store(path, bank)
     return bank
 
 
+def lens_and_things(purpose: str, index: int) -> tuple[Lens, Array, npt.NDArray[np.int64]]:
+    """What the bank of this camera was made with: to take frames that are in no bank."""
+    kind, scene = roster(purpose)[index]
+    lens, things, _, places = _before(KINDS[kind], scenes()[scene], np.random.default_rng(_seed(purpose, index)))
+    return lens, things, places
+
+
+def _seed(purpose: str, index: int) -> list[int]:
+    return [77, {"study": 1, "test": 2}[purpose], index]
+
+
+def _before(kind: Kind, scene: Array, rng: np.random.Generator) -> tuple[Lens, Array, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The camera, the things that pass, their classes and places: the first draws of a bank's generator."""
+    lens = lens_of(scene, rng)
+    pictures, labels = digits()
+    things, classes = _things(kind.per_class, pictures, labels, rng)
+    return lens, things, classes, _places(len(classes), rng)
+
+
 @cache
-def _classifier() -> Classifier:
+def classifier() -> Classifier:
+    """The one classifier of all cameras, trained where it is not stored yet."""
     path = CACHE / "classifier.npz"
     if path.exists():
         with np.load(path) as stored:

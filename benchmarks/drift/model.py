@@ -1,4 +1,4 @@
-"""A small classifier of what passes: ten digits and "nothing", trained on scenes, lights and things that no stream uses."""
+"""A small classifier of what passes: ten digits and "nothing", trained on digits that no stream uses."""
 
 from dataclasses import dataclass
 
