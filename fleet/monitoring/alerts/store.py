@@ -262,14 +262,12 @@ def end_firing(tx: db.Connection, tenant: TenantId, firing: str, *, until: datet
     tx.execute(sa.update(firings).where(firings.c.tenant == tenant, firings.c.id == firing).values(until=until, ended_by=ended_by))
 
 
-def delete_old(tx: db.Connection, tenant: TenantId, *, firings_before: datetime, history_before: datetime) -> int:
-    """Delete what ended and history that is older; returns how many rows."""
-    count = tx.execute(sa.delete(firings).where(firings.c.tenant == tenant, firings.c.until < firings_before)).rowcount
-    count += tx.execute(
-        sa.delete(telemetry_hours).where(telemetry_hours.c.tenant == tenant, telemetry_hours.c.at < history_before)
-    ).rowcount
-    count += tx.execute(sa.delete(fleet_history).where(fleet_history.c.tenant == tenant, fleet_history.c.at < history_before)).rowcount
-    old = (subjects.c.tenant == tenant, subjects.c.told_at < firings_before, subjects.c.is_open.is_(False))
+def delete_old(tx: db.Connection, tenant: TenantId, *, before: datetime, hours_before: datetime) -> int:
+    """Delete what ended and the fleet's history before a moment, hours of devices before another; returns how many rows."""
+    count = tx.execute(sa.delete(firings).where(firings.c.tenant == tenant, firings.c.until < before)).rowcount
+    count += tx.execute(sa.delete(telemetry_hours).where(telemetry_hours.c.tenant == tenant, telemetry_hours.c.at < hours_before)).rowcount
+    count += tx.execute(sa.delete(fleet_history).where(fleet_history.c.tenant == tenant, fleet_history.c.at < before)).rowcount
+    old = (subjects.c.tenant == tenant, subjects.c.told_at < before, subjects.c.is_open.is_(False))
     return count + tx.execute(sa.delete(subjects).where(*old)).rowcount
 
 
