@@ -136,6 +136,22 @@ class MailConfig(_Section):
     )
 
 
+class DriftConfig(_Section):
+    """How many false alarms of drift are allowed (docs/alarms.md)."""
+
+    false_alarms_per_device_year: float = Field(
+        1.0, ge=0.001, le=1000, description="false alarms per device-year; the fewer, the later a true one comes"
+    )
+    fleet_false_alarms_per_year: float = Field(
+        0.0,
+        ge=0,
+        le=1_000_000,
+        description="false alarms per year of all devices together, shared out among them; 0: the rate per device holds",
+    )
+    group_false_alarms_per_year: float = Field(1.0, ge=0.001, le=1000, description="false alarms per year of one group of devices")
+    false_discovery_share: float = Field(0.1, gt=0, le=0.5, description="share of wrong names in the list of devices that drift, 0..1")
+
+
 class FleetConfig(_Section):
     """All settings of one server process."""
 
@@ -153,6 +169,7 @@ class FleetConfig(_Section):
     pki: PkiConfig = PkiConfig()
     limits: LimitsConfig = LimitsConfig()
     deltas: DeltasConfig = DeltasConfig()
+    drift: DriftConfig = DriftConfig()
     mail: MailConfig = MailConfig()
 
     @property

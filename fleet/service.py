@@ -56,13 +56,15 @@ from fleet.devices.calls import DeviceCalls
 from fleet.devices.model import DeviceFilter, DeviceState
 from fleet.devices.pki import Authority, open_authority
 from fleet.jobs import Job
-from fleet.monitoring import drift_service, rules
+from fleet.monitoring import drift_service, drift_tick, rules
 from fleet.monitoring import service as monitoring
 from fleet.monitoring.alerts import history
 from fleet.monitoring.alerts import service as alerts
 from fleet.monitoring.alerts.announcing import DELIVER
 from fleet.monitoring.alerts.model import Counted
+from fleet.monitoring.drift_alarms import PUBLISH_ALARM
 from fleet.monitoring.drift_model import OPEN_STATES
+from fleet.monitoring.drift_rules import DriftRules
 from fleet.monitoring.ingest import IngestRules, IngestWorker
 from fleet.monitoring.live import LiveFeed
 from fleet.registry.deltas import BUILD_DELTAS, ChildEncoder, DeltaRules
@@ -77,7 +79,7 @@ from protocol.errors import ConfigError, ConflictError, NotFoundError, Unavailab
 from protocol.files import write_atomically
 from protocol.ids import DeviceId, DeviceTypeName, GroupName, LineName, TenantId
 from protocol.messages import BrokerAddress, Presence
-from protocol.topics import command_topic
+from protocol.topics import command_topic, fleet_topic
 
 log = logging.getLogger("mooring.service")
 
@@ -90,6 +92,10 @@ TICK_S, HOUSEKEEPING_S, PRUNE_S = 1.0, 15.0, 3600.0
 #: A part that ended unasked is started again after a random pause of at most this, in seconds.
 RESTART_MAX_S = 15.0
 STOP_TIMEOUT_S = 20.0
+#: Seconds of system time between two looks at what releases bring for drift, and at the order of devices.
+DRIFT_S = 15.0
+#: How long the broker keeps an alarm for consumers, seconds.
+ALARM_EXPIRY_S = 7 * 86_400
 #: Real seconds that the job of making deltas is kept for; extended while it works.
 DELTA_LEASE_S = 60.0
 #: Real seconds that one delivery of an alert may take: longer than the limits of webhook and mail together.
@@ -510,13 +516,24 @@ def banner_text(config: FleetConfig, clock: Clock) -> str:
 # --- the roles ---
 
 
+def drift_rules(config: FleetConfig) -> DriftRules:
+    """What the operator asks of drift."""
+    asked = config.drift
+    return DriftRules(
+        rate=asked.false_alarms_per_device_year,
+        fleet_rate=asked.fleet_false_alarms_per_year,
+        group_rate=asked.group_false_alarms_per_year,
+        alpha=asked.false_discovery_share,
+    )
+
+
 def ingest_rules(server: Server) -> IngestRules:
     """What ingest asks of the server's other domains."""
 
     def is_enrolled(tx: Connection, tenant: TenantId, names: Collection[DeviceId]) -> set[DeviceId]:
         return {device for _, device in device_store.filter_enrolled(tx, [(tenant, name) for name in names])}
 
-    events = (shadow.take_event,)
+    events = (shadow.take_event, drift_service.take_event)
     return IngestRules(is_enrolled, prefix=server.config.broker.prefix, tenant=server.tenant, on_event=events)
 
 
@@ -567,11 +584,15 @@ class Controller:
         states = IngestWorker(bus, ground.database, server.clock, rules=ingest_rules(server))
         reader = threading.Thread(target=supervise, args=("states", lambda: states.run(ended), ended), name="states", daemon=True)
         reader.start()
-        handlers = {twins.PUBLISH_DESIRED: lambda job: self._publish_desired(bus, job)}
+        handlers = {
+            twins.PUBLISH_DESIRED: lambda job: self._publish_desired(bus, job),
+            PUBLISH_ALARM: lambda job: self._publish_alarm(bus, job),
+        }
         shut_out: set[DeviceId] = set()
         due: dict[str, tuple[float, Callable[[], None]]] = {
             "house": (HOUSEKEEPING_S, lambda: self._keep_house(shut_out)),
             "rows": (PRUNE_S, self._prune),
+            "drift": (DRIFT_S, self._keep_drift),
             "rules": (max(TICK_S, rules.EVERY_S / server.clock.speed), self._look_at_rules),
         }
         last = dict.fromkeys(due, datetime.min.replace(tzinfo=UTC))
@@ -584,6 +605,7 @@ class Controller:
                         act()
                         last[name] = now
                 loop.tick(ground.registry)
+                drift_tick.tick(ground.database, rules=drift_rules(server.config), now=server.clock.now())
                 while not stop.is_set() and jobs.work_once(ground.database, server.clock, handlers) is not None:
                     pass
                 stop.wait(TICK_S)
@@ -601,6 +623,16 @@ class Controller:
             return
         topic = command_topic(job.tenant, device, "desired", prefix=self.server.config.broker.prefix)
         bus.publish_and_wait(topic, desired.model_dump_json(exclude_none=True).encode(), retain=True, schema="desired.1")
+
+    def _publish_alarm(self, bus: Bus, job: Job) -> None:
+        """Tell consumers of an alarm, on `f/alarm`."""
+        topic = fleet_topic(job.tenant, "alarm", prefix=self.server.config.broker.prefix)
+        bus.publish_and_wait(topic, json.dumps(job.payload["event"]).encode(), expiry_s=ALARM_EXPIRY_S, schema="alarm.1")
+
+    def _keep_drift(self) -> None:
+        """What releases bring for drift, thresholds, and which devices are listed."""
+        server, ground = self.server, self.server.standing
+        drift_tick.keep_house(ground.database, ground.blobs, rules=drift_rules(server.config), now=server.clock.now())
 
     def _keep_house(self, shut_out: set[DeviceId]) -> None:
         """Notice silence; tell the embedded broker who was admitted and revoked, and end what the revoked have open."""

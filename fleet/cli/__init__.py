@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from fleet.cli import (
+    alarm,
     api,
     approval,
     audit,
@@ -73,6 +74,7 @@ for name, part in (
     ("token", token),
     ("broker", broker),
     ("bundle", bundle),
+    ("alarm", alarm),
     ("drift", drift),
     ("rule", rule),
     ("webhook", webhook),

@@ -1,8 +1,75 @@
 """mooring drift: what devices saw, and what is normal for them."""
 
+from typing import Any
+
 import typer
 
-from fleet.cli import drift_reference
+from fleet.cli import drift_reference, output
+from fleet.cli.output import JsonOption, ReasonOption, ServerOption, YesOption
+from fleet.cli.session import open_api
 
 app = typer.Typer(no_args_is_help=True, help="Drift: what devices saw, and what is normal for them.")
 app.add_typer(drift_reference.app, name="reference")
+
+_ROWS: tuple[tuple[str, Any], ...] = (
+    ("DEVICE", lambda row: row["device"]),
+    ("PIPELINE", lambda row: row["pipeline"]),
+    ("REFERENCE", lambda row: f"{row['grade']} ({row['days']} days)"),
+    ("P", lambda row: "" if row["p"] is None else f"{row['p']:.2g}"),
+    ("R", lambda row: f"{row['statistic']:.3g} of {row['threshold']:.3g}" if row["threshold"] else ""),
+    ("ALARM", lambda row: f"{row['alarm']} {row['alarm_state']}" if row["alarm"] else ""),
+    ("CONDITIONS", lambda row: ", ".join(sorted(row["conditions"]))),
+)
+
+
+@app.command()
+def show(
+    device: str | None = typer.Argument(None, help="One device; all when not given."),
+    pipeline: str | None = typer.Option(None, "--pipeline", help="One of its pipelines, with its features and its accuracy."),
+    as_json: bool = JsonOption,
+    server: str | None = ServerOption,
+) -> None:
+    """Show where devices stand against what is normal for them, those of most evidence first."""
+    with open_api(server) as api:
+        found = api.get(f"/devices/{device}/drift/{pipeline}") if device and pipeline else api.get("/drift", device=device)["items"]
+    if as_json:
+        output.document(found)
+    elif isinstance(found, list):
+        output.table(_ROWS, found, empty="No device sent sketches yet. They come from models with a reference profile: docs/drift.md.")
+    else:
+        _pipeline(found)
+
+
+def _pipeline(found: dict[str, Any]) -> None:
+    state, estimated = found["state"] or {}, found["accuracy"]
+    names = ("device", "pipeline", "grade", "days", "check", "score", "p", "statistic", "threshold", "site_gap", "peer_p", "alarm")
+    output.facts({name: state.get(name) for name in names})
+    if estimated:
+        span = f"{estimated['low']:.0%} to {estimated['high']:.0%}"
+        output.facts({"accuracy without labels": span, "to be believed": f"{estimated['trust']}: {estimated['reason']}"})
+    for one in found["measured"]:
+        name = f"accuracy by labels{' in ' + one['slice'] if one['slice'] else ''}"
+        output.facts({name: f"{one['right']} of {one['labels']}, {one['low']:.0%} to {one['high']:.0%}"})
+    tested = {row["feature"]: row for row in state.get("features", [])}
+    columns: tuple[tuple[str, Any], ...] = (
+        ("FEATURE", lambda row: row["feature"]),
+        ("P", lambda row: _number(tested.get(row["feature"], {}).get("p"), ".2g")),
+        ("SHIFT", lambda row: _number(tested.get(row["feature"], {}).get("place"), "+.1f")),
+        ("PSI", lambda row: f"{row['psi']:.2f}"),
+        ("JS", lambda row: f"{row['js']:.2f}"),
+        ("W1", lambda row: f"{row['w1']:.3f}"),
+    )
+    output.table(columns, found["distributions"], empty="No window in this time.")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+@app.command()
+def rebaseline(device: str, pipeline: str, yes: bool = YesOption, reason: str = ReasonOption, server: str | None = ServerOption) -> None:
+    """Take what a device sees from now on as normal; for 14 days it raises no alarm."""
+    with open_api(server) as api:
+        output.confirm(f"{device} {pipeline} learns anew what is normal: no alarm for 14 days.", yes=yes, reason=reason)
+        made = api.send("POST", f"/devices/{device}/drift/{pipeline}/rebaseline", {"reason": reason})
+    output.say(f"{device} {pipeline} is {made['grade']}.")

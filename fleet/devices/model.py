@@ -317,11 +317,29 @@ class UpdatePatch(_Section):
     poll_s: Annotated[float, Field(ge=1, le=86_400)] | None = None
 
 
+class DriftPatch(_Section):
+    """What a device is told of drift (docs/alarms.md); None: not said here."""
+
+    #: False alarms allowed per year of one device.
+    false_alarms_per_year: Annotated[float, Field(ge=0.001, le=1000)] | None = None
+    #: Who judges its windows: itself, also offline, or the server.
+    check: Literal["device", "server"] | None = None
+    #: The place has no day and night: windows depend on each other for 6 hours, not for a day.
+    indoor: bool | None = None
+    #: Pipelines whose alarm somebody took.
+    acknowledged: Annotated[tuple[Name, ...], Field(max_length=64)] | None = None
+    #: Per pipeline the moment, Unix ms, from which on what is seen is the new normal.
+    rebaselined: Annotated[dict[Name, Annotated[int, Field(ge=0, le=2**53 - 1)]], Field(max_length=64)] | None = None
+    #: Per pipeline a reference to use, base64 of what protocol.sketches.reference encodes.
+    references: Annotated[dict[Name, Annotated[str, StringConstraints(max_length=100_000)]], Field(max_length=64)] | None = None
+
+
 class ConfigPatch(_Section):
     """What a group or a device wishes to be different; what it does not name stays."""
 
     telemetry: TelemetryPatch = TelemetryPatch()
     update: UpdatePatch = UpdatePatch()
+    drift: DriftPatch = DriftPatch()
     #: For a group: the pipelines of a device that has none of its own.
     pipelines: Annotated[tuple[PipelineSpec, ...], Field(max_length=64)] | None = None
 

@@ -5,16 +5,18 @@ What the device reports back is monitoring's.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
+
+from pydantic import BaseModel
 
 from fleet import audit, db, jobs
 from fleet.audit import Actor
 from fleet.config import LimitsConfig
 from fleet.devices import store
-from fleet.devices.model import MAX_SECRET_BYTES, ConfigPatch, Consented, DeviceFilter, Group, Pipeline, PipelineSpec, Twin
+from fleet.devices.model import MAX_SECRET_BYTES, ConfigPatch, Consented, DeviceFilter, DriftPatch, Group, Pipeline, PipelineSpec, Twin
 from protocol.canonical import canonical_json
 from protocol.errors import InvalidError, NotFoundError
 from protocol.ids import DeviceId, GroupName, LineName, TenantId, check_name
@@ -30,8 +32,8 @@ REFRESH_PORTION = 200
 def compose(group: ConfigPatch, device: ConfigPatch, pipelines: Sequence[PipelineSpec], secrets: Mapping[str, str]) -> dict[str, Any]:
     """The desired config: what the device's patch says, else what the group's says; own pipelines in place of the group's."""
     document: dict[str, Any] = {}
-    for section in ("telemetry", "update"):
-        merged = {**getattr(group, section).model_dump(exclude_none=True), **getattr(device, section).model_dump(exclude_none=True)}
+    for section in ("telemetry", "update", "drift"):
+        merged = {**_said(getattr(group, section)), **_said(getattr(device, section))}
         if merged:
             document[section] = merged
     # none at all: the key is absent and the device keeps its local list
@@ -136,6 +138,18 @@ def set_device_config(
     return twin
 
 
+def change_drift(
+    tx: db.Connection, tenant: TenantId, device: DeviceId, change: Callable[[DriftPatch], DriftPatch], *, now: datetime
+) -> Twin:
+    """Change what the device is told of drift, in the caller's transaction, which records why. Raises: NotFoundError."""
+    before = store.get_twin(tx, tenant, device, is_held=True)
+    drift = change(before.config.drift)
+    if drift == before.config.drift:
+        return before
+    config = before.config.model_copy(update={"drift": drift})
+    return refresh(tx, tenant, device, now=now, config=config, revision=before.revision + 1)
+
+
 def set_pipelines(
     database: db.Database,
     *,
@@ -216,6 +230,10 @@ def refresh_group(database: db.Database, *, tenant: TenantId, group: GroupName, 
         if len(portion) < REFRESH_PORTION:
             return changed
         last = portion[-1].device
+
+
+def _said(section: BaseModel) -> dict[str, Any]:
+    return section.model_dump(mode="json", exclude_none=True)
 
 
 def _told(twin: Twin) -> tuple[object, ...]:

@@ -121,6 +121,7 @@ drift_series = sa.Table(
     sa.Column("is_listed", sa.Boolean, nullable=False),
     sa.Column("judged_until", sa.BigInteger),
     sa.Column("restarted_at", sa.BigInteger),
+    sa.Column("learning_from", sa.BigInteger),
     sa.Column("days", sa.Integer, nullable=False),
     sa.Column("site_gap", sa.Float),
     sa.Column("peer_p", sa.Float),
@@ -139,7 +140,7 @@ drift_sums = sa.Table(
     sa.Column("owner_key", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("level", sa.String(8), primary_key=True),
     sa.Column("w0", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("windows", sa.Integer, nullable=False),
+    sa.Column("sub_windows", sa.Integer, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
 )
 
@@ -223,6 +224,8 @@ class SeriesRow:
     judged_until: int | None
     #: Where the evidence was started again at zero, at the raise of an alarm.
     restarted_at: int | None
+    #: What came before this is no part of a reference: somebody took what is there now as normal.
+    learning_from: int | None
     days: int
     site_gap: float | None
     peer_p: float | None
@@ -268,7 +271,8 @@ class SumRow:
 
     level: str
     w0: int
-    windows: int
+    #: How many of its sub-windows have rows.
+    sub_windows: int
     body: bytes
 
 
@@ -371,6 +375,7 @@ def _fresh(now: datetime) -> dict[str, Any]:
         "is_listed": False,
         "judged_until": None,
         "restarted_at": None,
+        "learning_from": None,
         "days": 0,
         "site_gap": None,
         "peer_p": None,
@@ -440,8 +445,11 @@ def list_dirty(tx: db.Connection, *, limit: int) -> list[tuple[TenantId, int]]:
 
 
 def list_tenants(tx: db.Connection) -> list[TenantId]:
-    """Tenants whose devices sent sketches."""
-    return [TenantId(name) for name in tx.scalars(sa.select(drift_series.c.tenant).distinct())]
+    """Tenants whose devices sent sketches, those that wait for their grid included."""
+    known = set(tx.scalars(sa.select(drift_series.c.tenant).distinct())) | set(
+        tx.scalars(sa.select(quarantined_windows.c.tenant).distinct())
+    )
+    return [TenantId(name) for name in sorted(known)]
 
 
 def count_watched(tx: db.Connection, tenant: TenantId) -> int:
@@ -680,6 +688,18 @@ def list_references(tx: db.Connection, series: SeriesRow) -> list[Reference]:
     return sorted(found, key=lambda one: one.retired_at is not None)
 
 
+def list_watched(tx: db.Connection, tenant: TenantId) -> list[tuple[datetime, int]]:
+    """Of each series of what devices act on that ever had a reference: when the first was stored, and the sub-window after its last."""
+    table, of = drift_references, drift_series
+    statement = (
+        sa.select(sa.func.min(table.c.stored_at).label("since"), of.c.next_w0)
+        .join(of, sa.and_(of.c.tenant == table.c.tenant, of.c.series_key == table.c.series_key))
+        .where(table.c.tenant == tenant, of.c.src == 0)
+        .group_by(table.c.series_key, of.c.next_w0)
+    )
+    return [(row.since, row.next_w0) for row in tx.execute(statement)]
+
+
 # --- sums ---
 
 
@@ -702,8 +722,15 @@ def list_sums(
             .order_by(table.c.owner_key, table.c.w0)
         )
         for row in tx.execute(statement):
-            found.setdefault(row.owner_key, []).append(SumRow(row.level, row.w0, row.windows, row.body))
+            found.setdefault(row.owner_key, []).append(SumRow(row.level, row.w0, row.sub_windows, row.body))
     return found
+
+
+def count_days(tx: db.Connection, tenant: TenantId, owner_key: int, *, least: int, start: int = 0) -> int:
+    """Days from a sub-window on with so many sub-windows that have rows."""
+    table = drift_sums
+    statement = sa.select(sa.func.count()).select_from(table).where(table.c.tenant == tenant, table.c.owner_key == owner_key)
+    return int(tx.scalar(statement.where(table.c.level == "day", table.c.sub_windows >= least, table.c.w0 >= start)) or 0)
 
 
 # --- groups ---

@@ -63,15 +63,20 @@ def day_sums(windows: Sequence[WindowRow], grid: Grid, *, start: int, end: int) 
     for one in windows:
         if one.nsub > 1 and start <= one.w0 < end:
             days.setdefault(day_start(one.w0), []).append(one)
-    return [SumRow("day", day, len(members), encode_counts(sum_windows(members, grid))) for day, members in sorted(days.items())]
+    return [_day_sum(day, members, grid) for day, members in sorted(days.items())]
+
+
+def _day_sum(day: int, members: Sequence[WindowRow], grid: Grid) -> SumRow:
+    windows = [decode(one.body, grid) for one in members]
+    return SumRow("day", day, sum(one.mask.bit_count() for one in windows), encode_counts(summed((one.counts for one in windows), grid)))
 
 
 def month_sum(days: Iterable[SumRow], grid: Grid, *, start: int) -> SumRow:
     """The sum of a month from those of its days."""
-    total, windows = empty(grid), 0
+    total, sub_windows = empty(grid), 0
     for day in days:
-        total, windows = added(total, decode_counts(day.body, grid)), windows + day.windows
-    return SumRow("month", start, windows, encode_counts(total))
+        total, sub_windows = added(total, decode_counts(day.body, grid)), sub_windows + day.sub_windows
+    return SumRow("month", start, sub_windows, encode_counts(total))
 
 
 def months_between(start: int, end: int) -> list[int]:

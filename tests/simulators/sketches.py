@@ -1,23 +1,31 @@
 """What a device counts, made of seeded normal rows: a grid, the profile of its model version, windows and their messages."""
 
+import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import cache
 
 import numpy as np
-from simulators.messages import TS, incoming
+from simulators.messages import TS, body, incoming
 
 from fleet.bus import Incoming
 from fleet.db import Database
+from fleet.devices import groups
+from fleet.devices import store as device_store
+from fleet.devices.model import ConfigPatch, Device, DeviceState, Twin
 from fleet.monitoring import drift_store
 from fleet.monitoring.drift_store import ProfileRow
 from protocol.clock import from_unix_ms
-from protocol.ids import DEFAULT_TENANT
+from protocol.ids import DEFAULT_TENANT, DeviceId, DeviceTypeName
+from protocol.messages import REFERENCE_LEARNED
 from protocol.sketches.codec import SUBWINDOW_MS, SketchWindow, Source, encode, merged
 from protocol.sketches.counts import Counts, Sketcher
 from protocol.sketches.grid import CONFIDENCE_BINS, FeatureGroup, Grid, fit_feature
 from protocol.sketches.profile import AccuracyReference, FamilyReference, ModelProfile, encode_profile
+from protocol.sketches.reference import DeviceReference, fit_reference
+from protocol.sketches.summary import summarizer
 
 #: The sub-window that the stamps of other test messages lie in.
 W0 = TS // SUBWINDOW_MS
@@ -134,3 +142,71 @@ def add_profile(database: Database, made: ModelProfile | None = None, *, model: 
     row = ProfileRow(model.hex(), chosen.grid.grid_id.hex(), "animals", "1.0", encode_profile(chosen))
     with database.transaction() as tx:
         drift_store.put_profile(tx, tenant, row, now=from_unix_ms(TS))
+
+
+@cache
+def reference(seed: int = 3, *, days: int = 28) -> DeviceReference:
+    """What a device learned in so many days before `W0`."""
+    rng, made = np.random.default_rng(seed), summarizer(profile().grid)
+    w0s = np.arange(W0 - days * 144, W0)
+    every = [counts(rng, 40) for _ in w0s]
+    summaries = made.summarize(np.stack([one.cells for one in every]), np.stack([one.classes for one in every]))
+    return fit_reference(summaries, w0s, grid=profile().grid, model=MODEL)
+
+
+@dataclass
+class WatchedDevice(SketchDevice):
+    """A device with a reference of its own, which scores its sub-windows by it."""
+
+    reference: DeviceReference = field(default_factory=reference)
+
+    def scored(self, w0: int, *, shift: Sequence[float] = (0.0,) * 4, priors: Sequence[float] = PRIORS) -> SketchWindow:
+        """One sub-window with its score."""
+        counted = counts(self.rng, 40, shift=shift, priors=priors)
+        score = self.reference.scores(summarizer(self.grid).summarize(counted.cells[None], counted.classes[None]))[0]
+        return self.sub_window(w0, counted, score=float(score), reference_id=self.reference.reference_id)
+
+    def hours(self, w0: int, count: int, **moved: Sequence[float]) -> list[SketchWindow]:
+        """So many hours from `w0` on."""
+        return [self.hour(at, sub_windows=[self.scored(at + index, **moved) for index in range(6)]) for at in range(w0, w0 + 6 * count, 6)]
+
+    def learned(self, seq: int = 0) -> Incoming:
+        """The event with its reference."""
+        data = {
+            "pipeline": self.pipeline,
+            "line": "animals",
+            "model": self.model.hex(),
+            "grid": self.grid.grid_id.hex(),
+            "reference": self.reference.reference_id.hex(),
+            "grade": str(self.reference.grade),
+            "body": base64.b64encode(self.reference.encoded).decode(),
+        }
+        content = body(seq, specversion="1.0", id=f"e1-{seq}", source=f"/mooring/t0/{self.device}", type=REFERENCE_LEARNED, data=data)
+        return incoming(f"mooring/1/t0/d/{self.device}/event", content)
+
+
+def enroll(database: Database, *names: str) -> None:
+    """Devices of the first group, as enrollment leaves them."""
+    now = from_unix_ms(TS)
+    groups.ensure_first(database, tenant=DEFAULT_TENANT, now=now)
+    with database.transaction() as tx:
+        for name in names:
+            made = Device(
+                tenant=DEFAULT_TENANT,
+                device=DeviceId(name),
+                device_type=DeviceTypeName("linux-x86-64"),
+                group=groups.DEFAULT_GROUP,
+                site=groups.DEFAULT_SITE,
+                state=DeviceState.ENROLLED,
+                labels={},
+                hardware={},
+                agent_version="0.1.0",
+                public_key="",
+                sealing_key="",
+                serial=name,
+                pending_serial=None,
+                certificate_ends_at=now + timedelta(days=365),
+                enrolled_at=now,
+            )
+            device_store.insert_device(tx, made)
+            device_store.put_twin(tx, Twin(DEFAULT_TENANT, made.device, ConfigPatch(), 1, 1, "{}", None, None, now))

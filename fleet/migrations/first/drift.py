@@ -166,6 +166,7 @@ def create() -> None:
         sa.Column("is_listed", sa.Boolean, nullable=False),
         sa.Column("judged_until", sa.BigInteger),
         sa.Column("restarted_at", sa.BigInteger),
+        sa.Column("learning_from", sa.BigInteger),
         sa.Column("days", sa.Integer, nullable=False),
         sa.Column("site_gap", sa.Float),
         sa.Column("peer_p", sa.Float),
@@ -185,7 +186,7 @@ def create() -> None:
         sa.Column("owner_key", sa.BigInteger, nullable=False, autoincrement=False),
         sa.Column("level", sa.String(8), nullable=False),
         sa.Column("w0", sa.BigInteger, nullable=False, autoincrement=False),
-        sa.Column("windows", sa.Integer, nullable=False),
+        sa.Column("sub_windows", sa.Integer, nullable=False),
         sa.Column("body", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("tenant", "owner_key", "level", "w0", name="pk_drift_sums"),
     )

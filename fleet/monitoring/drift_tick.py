@@ -1,0 +1,530 @@
+"""What repeats in drift: windows that changed are summed and judged, alarms recover, profiles are learned. Safe to redo, safe to cut.
+
+Each series and each group is one transaction that starts from what is stored; it costs what changed (the blocks from the first changed
+sub-window on), not what is there. `tick` is for every round, `keep_house` for every minute or so.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import numpy as np
+
+from fleet import audit
+from fleet.blobs import BlobStore
+from fleet.db import Connection, Database
+from fleet.devices import store as device_store
+from fleet.devices import twins
+from fleet.devices.model import DriftPatch
+from fleet.monitoring import alarm_store, alarms, attribution, detectors, drift_store, drift_sums
+from fleet.monitoring import store as monitoring_store
+from fleet.monitoring.attribution import Base
+from fleet.monitoring.detectors import Crossing, Scored
+from fleet.monitoring.drift_alarms import DETECTOR, clear_alarm, raise_alarm, save_cleared
+from fleet.monitoring.drift_groups import group_of, judge_group
+from fleet.monitoring.drift_ingest import expire_quarantine, release_quarantine
+from fleet.monitoring.drift_model import (
+    DAY,
+    Alarm,
+    AlarmEvent,
+    AlarmState,
+    AlarmSubject,
+    Check,
+    Grade,
+    Reference,
+    SubjectKind,
+)
+from fleet.monitoring.drift_profiles import find_profile, grids_of
+from fleet.monitoring.drift_rules import DriftRules
+from fleet.monitoring.drift_store import ProfileRow, SeriesRow, WindowRow
+from fleet.registry import store as registry_store
+from fleet.registry.model import ReleaseState
+from protocol.errors import InvalidError, NotFoundError
+from protocol.ids import TenantId, new_id
+from protocol.sketches import cbor
+from protocol.sketches.codec import CONDITION_NAMES, Head, SketchWindow, decode, read_head
+from protocol.sketches.counts import empty, summed
+from protocol.sketches.evidence import HISTORY, Evidence, Plan, decode_evidence, default_plan, encode_evidence, fleet_evidence, onset_block
+from protocol.sketches.grid import Grid
+from protocol.sketches.profile import FILE_NAME, MAX_PROFILE_BYTES, ModelProfile, decode_profile
+from protocol.sketches.reference import (
+    CALIBRATED_DAYS,
+    COMPLETE_DAY,
+    PROVISIONAL_DAYS,
+    DeviceReference,
+    decode_reference,
+    fit_reference,
+)
+
+#: Series and groups that one tick judges at most.
+MOST_SERIES, MOST_GROUPS = 200, 20
+#: Crossings of one series that one tick works off.
+MOST_CROSSINGS = 50
+#: A group waits so long after the first of its members' windows of an hour, so that one look sees most of them.
+GROUP_WAITS = timedelta(minutes=10)
+#: A condition that the server finds itself: a score that its counts do not confirm.
+SCORE_MISMATCH = "score_mismatch"
+#: Windows are kept so long; sums of days and months stay.
+WINDOW_DAYS = 400
+#: Clean windows that tails of single features are taken from.
+_CLEAN_WINDOWS = 400
+
+
+def tick(database: Database, *, rules: DriftRules, now: datetime, limit: int = MOST_SERIES) -> int:
+    """Sum and judge what changed; returns how many series and groups. Raises: UnavailableError."""
+    with database.reading() as tx:
+        dirty = drift_store.list_dirty(tx, limit=limit)
+    for tenant, key in dirty:
+        with database.transaction() as tx:
+            judge_series(tx, tenant, key, rules=rules, now=now)
+    with database.reading() as tx:
+        due = drift_store.list_due_groups(tx, now=now, limit=MOST_GROUPS)
+    for tenant, key in due:
+        with database.transaction() as tx:
+            judge_group(tx, tenant, key, rules=rules, now=now)
+    return len(dirty) + len(due)
+
+
+def keep_house(database: Database, blobs: BlobStore, *, rules: DriftRules, now: datetime) -> None:
+    """Learn profiles, let windows out of quarantine, renew thresholds and the order of devices, forget old windows."""
+    with database.reading() as tx:
+        tenants = drift_store.list_tenants(tx)
+    for tenant in tenants:
+        learn_profiles(database, blobs, tenant, now=now)
+        with database.transaction() as tx:
+            review_budget(tx, tenant, rules=rules, now=now)
+            review_order(tx, tenant, rules=rules)
+            drift_store.delete_windows_before(tx, tenant, before=drift_sums.sub_window_of(now - timedelta(days=WINDOW_DAYS)), limit=5000)
+    with database.transaction() as tx:
+        expire_quarantine(tx, now=now)
+
+
+# --- what releases bring ---
+
+
+def learn_profiles(database: Database, blobs: BlobStore, tenant: TenantId, *, now: datetime) -> int:
+    """Keep the profiles of releases that are not known yet, and store what waited for their grids; returns how many."""
+    with database.reading() as tx:
+        known = drift_store.list_profiled_models(tx, tenant)
+        releases = registry_store.list_releases(tx, tenant, limit=1000)
+    learned = 0
+    for release in releases:
+        if release.state not in {ReleaseState.PUBLISHED, ReleaseState.WITHDRAWN}:
+            continue
+        for variant in release.variants:
+            model = variant.model_file.sha256.removeprefix("sha256:")[:32]
+            file = next((one for one in variant.files if one.name == FILE_NAME), None)
+            if file is None or model in known:
+                continue
+            known.add(model)
+            body = blobs.read(file.sha256, limit=MAX_PROFILE_BYTES)
+            with database.transaction() as tx:
+                learned += int(add_profile(tx, tenant, body, model=model, line=release.line, version=release.version, now=now))
+    return learned
+
+
+def add_profile(tx: Connection, tenant: TenantId, body: bytes, *, model: str, line: str, version: str, now: datetime) -> bool:
+    """Keep what a release carries for a model version, and store what waited for its grid; returns whether it was new.
+
+    Raises: InvalidError when it cannot be read.
+    """
+    grid_id = decode_profile(body).grid.grid_id.hex()
+    is_new = drift_store.put_profile(tx, tenant, ProfileRow(model, grid_id, line, version, body), now=now)
+    release_quarantine(tx, tenant, grid_id, now=now)
+    return is_new
+
+
+# --- one series ---
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Known:
+    """What judging a series starts from."""
+
+    row: SeriesRow
+    grid: Grid
+    profile: ModelProfile | None
+    references: Mapping[str, DeviceReference]
+    sources: Mapping[str, Reference]
+
+
+def judge_series(tx: Connection, tenant: TenantId, series_key: int, *, rules: DriftRules, now: datetime) -> None:
+    """Sum and judge what changed of one pipeline of a device; raises, widens, recovers and ends its alarms."""
+    row = drift_store.get_series(tx, tenant, series_key, is_held=True)
+    if row.dirty_from is None:
+        return
+    grid = grids_of(tx, tenant, {row.grid_id}).get(row.grid_id)
+    if grid is None:
+        drift_store.save_series(tx, replace(row, dirty_from=None), now=now)
+        return
+    start = row.dirty_from
+    _sum_up(tx, row, grid, start)
+    row = _with_place(tx, row, now=now)
+    if row.src == 0:
+        known = _known(tx, row, grid)
+        row = _judged(tx, known, start, rules=rules, now=now)
+        _end_of_release(tx, row, now=now)
+        row = _watch_alarm(tx, row, now=now)
+        if row.group_key is not None:
+            due = now + GROUP_WAITS
+            drift_store.touch_group(tx, tenant, row.group_key, w0=drift_sums.hour_start(start), due_at=due)
+    drift_store.save_series(tx, replace(row, dirty_from=None), now=now)
+
+
+def _sum_up(tx: Connection, row: SeriesRow, grid: Grid, start: int) -> None:
+    first, end = drift_sums.day_start(start), drift_sums.day_start(row.next_w0 - 1) + DAY
+    windows = drift_store.list_windows(tx, row.tenant, row.series_key, start=first, end=end)
+    drift_store.put_sums(tx, row.tenant, row.series_key, drift_sums.day_sums(windows, grid, start=first, end=end))
+    for month in drift_sums.months_between(first, end):
+        last = drift_sums.next_month(month)
+        days = drift_store.list_sums(tx, row.tenant, [row.series_key], "day", start=month, end=last).get(row.series_key, [])
+        if days:
+            drift_store.put_sums(tx, row.tenant, row.series_key, [drift_sums.month_sum(days, grid, start=month)])
+
+
+def _with_place(tx: Connection, row: SeriesRow, *, now: datetime) -> SeriesRow:
+    """The series with its group, its line, who judges it, and its complete days."""
+    device = device_store.find_device(tx, row.tenant, row.device)
+    group = None if device is None else group_of(tx, row, device, now=now)
+    config = _patch_of(tx, row) if device is not None else DriftPatch()
+    said = monitoring_store.list_states_of(tx, row.tenant, [row.device], "drift").get(row.device)
+    check = config.check or (str(said.body.get("check")) if said is not None else Check.DEVICE)
+    profile = drift_store.list_profiles(tx, row.tenant, {row.grid_id})
+    line = next((one.line for (model, _), one in profile.items() if model == row.model), row.line)
+    days = drift_store.count_days(tx, row.tenant, row.series_key, least=COMPLETE_DAY, start=row.learning_from or 0)
+    by = Check.SERVER if check == Check.SERVER else Check.DEVICE
+    return replace(row, group_key=None if group is None else group.group_key, line=line, decided_by=by, days=days)
+
+
+def _patch_of(tx: Connection, row: SeriesRow) -> DriftPatch:
+    try:
+        return device_store.get_twin(tx, row.tenant, row.device).config.drift
+    except NotFoundError:
+        return DriftPatch()
+
+
+def _known(tx: Connection, row: SeriesRow, grid: Grid) -> _Known:
+    stored = drift_store.list_references(tx, row)
+    decoded: dict[str, DeviceReference] = {}
+    for one in stored:
+        try:
+            decoded[one.reference_id] = decode_reference(one.body, grid)
+        except InvalidError:  # checked when it was stored; of another version of this program
+            continue
+    return _Known(row, grid, find_profile(tx, row.tenant, row.model, row.grid_id), decoded, {one.reference_id: one for one in stored})
+
+
+def _judged(tx: Connection, known: _Known, start: int, *, rules: DriftRules, now: datetime) -> SeriesRow:
+    row = known.row
+    newest = _newest(tx, row)
+    row = replace(row, conditions={} if newest is None else _conditions(newest), judged_until=row.next_w0)
+    reference = _reference(tx, known, now=now)
+    if reference is None:
+        return replace(row, reference_id=None, grade=Grade.COLLECTING, evidence_state=None, statistic=0.0, threshold=0.0, evidence=0.0)
+    if reference.reference_id.hex() not in known.references:
+        known = replace(known, references={**known.references, reference.reference_id.hex(): reference})
+    plan = default_plan(reference.subwindows)
+    rate = alarms.rate_of(rules.rate, rules.fleet_rate, alarm_store.find_budget(tx, row.tenant) or 1)
+    evidence = _evidence(row, plan)
+    if evidence is None:  # what the reference was learned from says nothing against it
+        oldest = row.next_w0 - HISTORY * reference.subwindows
+        start = max(row.first_w0, oldest, reference.last_w0 + 1 if row.decided_by is Check.SERVER else 0)
+    first = start // reference.subwindows * reference.subwindows
+    windows = drift_store.list_windows(tx, row.tenant, row.series_key, start=first, end=row.next_w0)
+    row = replace(row, reference_id=reference.reference_id.hex(), grade=Grade(reference.grade.value), threshold=max(plan.thresholds(rate)))
+    row = replace(row, site_gap=_site_gap(known.profile, reference, known.grid))
+    scored, claims, mismatches = _scored(known, row, reference, windows)
+    if mismatches:
+        row = replace(row, conditions={**row.conditions, SCORE_MISMATCH: 600 * mismatches})
+    if not reference.may_alarm:
+        return replace(row, conditions={**row.conditions, "reference_degenerate": 600})
+    verdict = detectors.judge(evidence, plan, rate, scored, start=first)
+    for _ in range(MOST_CROSSINGS):
+        if verdict.crossing is None:
+            break
+        _raise(tx, known, row, reference, verdict.evidence, verdict.crossing, scored, rate=rate, now=now)
+        again = verdict.evidence.restarted(verdict.crossing.w0 + 1)
+        row = replace(row, restarted_at=verdict.crossing.w0 + 1)
+        verdict = detectors.judge(again, plan, rate, scored, start=max(first, verdict.crossing.w0 + 1))
+    evidence = verdict.evidence
+    for w0 in claims:
+        if w0 < max(state.since for state in evidence.states):
+            continue
+        value = max(state.value for state in evidence.states)
+        crossing = Crossing("device", w0, max(value, row.threshold), row.threshold)
+        _raise(tx, known, row, reference, evidence, crossing, scored, rate=rate, now=now)
+        evidence = evidence.restarted(w0 + 1)
+        row = replace(row, restarted_at=w0 + 1)
+    row = _with_latest(row, known, reference, scored, newest)
+    return replace(
+        row,
+        evidence_state=encode_evidence(evidence),
+        statistic=max(state.value for state in evidence.states),
+        evidence=fleet_evidence(evidence.states[0]),
+    )
+
+
+def _evidence(row: SeriesRow, plan: Plan) -> Evidence | None:
+    """What was stored; None for a new series, or when blocks have another length now."""
+    if row.evidence_state is None:
+        return None
+    try:
+        return decode_evidence(row.evidence_state, plan)
+    except InvalidError:
+        return None
+
+
+def _reference(tx: Connection, known: _Known, *, now: datetime) -> DeviceReference | None:
+    """What the series is judged by; the server fits its own where it judges, again when the days suffice for a better grade."""
+    row = known.row
+    wanted = "server" if row.decided_by is Check.SERVER else "device"
+    usable = [one for one in known.sources.values() if one.reference_id in known.references and one.source in {wanted, "recording"}]
+    current = next((one for one in usable if one.retired_at is None), None)
+    is_due = row.decided_by is Check.SERVER and (
+        (current is None and row.days >= PROVISIONAL_DAYS)
+        or (current is not None and current.grade is Grade.PROVISIONAL and row.days >= CALIBRATED_DAYS)
+    )
+    fitted = _fit(tx, known) if is_due else None
+    if fitted is None:
+        return None if current is None else known.references[current.reference_id]
+    store_reference(tx, row, fitted, source="server", now=now)
+    return fitted
+
+
+def _fit(tx: Connection, known: _Known) -> DeviceReference | None:
+    row = known.row
+    begin = max(row.first_w0, row.learning_from or 0)
+    windows = [one for one in drift_store.list_windows(tx, row.tenant, row.series_key, start=begin, end=row.next_w0) if one.nsub > 1]
+    decoded = [decode(one.body, known.grid) for one in windows]
+    return fit_server_reference([one for one in decoded if detectors.is_testable(one.counts)], known.grid, bytes.fromhex(row.model))
+
+
+def fit_server_reference(windows: Sequence[SketchWindow], grid: Grid, model: bytes) -> DeviceReference | None:
+    """A reference from hourly windows, each standing for its sub-windows that have rows; None when they do not suffice. Pure."""
+    if not windows:
+        return None
+    summaries = detectors.summaries_of([one.counts for one in windows], grid)
+    places = [[one.w0 + index for index in range(one.nsub) if one.mask >> index & 1] for one in windows]
+    repeated = np.repeat(summaries, [len(one) for one in places], axis=0)
+    try:
+        return fit_reference(repeated, np.array([w0 for one in places for w0 in one], dtype=np.int64), grid=grid, model=model)
+    except InvalidError:
+        return None
+
+
+def store_reference(
+    tx: Connection, row: SeriesRow, reference: DeviceReference, *, source: str, now: datetime, by: audit.Actor = DETECTOR, reason: str = ""
+) -> Reference:
+    """Keep and use a reference, with the audit entry; an alarm that is open is over when it replaces another one."""
+    made = Reference(
+        device=row.device,
+        pipeline=row.pipeline,
+        model=row.model,
+        grid_id=row.grid_id,
+        reference_id=reference.reference_id.hex(),
+        grade=Grade(reference.grade.value),
+        source=source,
+        body=reference.encoded,
+        stored_at=now,
+    )
+    before = next((one for one in drift_store.list_references(tx, row) if one.retired_at is None), None)
+    is_new = drift_store.put_reference(tx, row.tenant, row.series_key, made)
+    drift_store.use_reference(tx, row.tenant, row.series_key, made.reference_id, now=now)
+    if is_new:
+        detail = {"pipeline": row.pipeline, "reference": made.reference_id, "grade": str(made.grade), "source": source}
+        subject = f"device/{row.device}"
+        audit.append(
+            tx, tenant=row.tenant, actor=by, action="drift.reference-stored", subject=subject, now=now, reason=reason, detail=detail
+        )
+    if before is not None and before.reference_id != made.reference_id:
+        end_alarms(tx, row, AlarmEvent.REREFERENCED, by=by, now=now, reason=reason)
+    return made
+
+
+def end_alarms(tx: Connection, row: SeriesRow, outcome: AlarmEvent, *, by: audit.Actor, now: datetime, reason: str = "") -> None:
+    """Clear the open alarm of the series' own."""
+    alarm = alarm_store.find_latest(tx, row.tenant, AlarmSubject(SubjectKind.DEVICE, row.device, row.pipeline, row.model))
+    if alarm is not None and alarm.is_open:
+        clear_alarm(tx, alarm, outcome, by=by, now=now, reason=reason)
+
+
+def _scored(known: _Known, row: SeriesRow, reference: DeviceReference, windows: Sequence[WindowRow]) -> tuple[Scored, list[int], int]:
+    """Scores of the windows; sub-windows in which the device says that its check fired and whose counts confirm it; those they do not."""
+    if row.decided_by is Check.SERVER:
+        decoded = [decode(one.body, known.grid) for one in windows if one.nsub > 1]
+        return detectors.server_scores(decoded, reference, known.grid), [], 0
+    heads: list[Head] = []
+    claims: list[int] = []
+    mismatches = 0
+    for one in windows:
+        head = read_head(one.body)
+        by = known.references.get(head.reference_id.hex()) if head.reference_id is not None else None
+        if one.nsub == 1 and by is not None:
+            if not detectors.is_verified(decode(one.body, known.grid), by, known.grid):
+                mismatches += 1
+                continue
+            if float(by.p_values(head.scores)[0]) < detectors.ONSET_P:
+                claims.append(one.w0)
+        heads.append(head)
+    heads.sort(key=lambda head: (head.nsub, head.w0))  # where both tell of a sub-window, its hour counts
+    return detectors.device_scores(heads, known.references), claims, mismatches
+
+
+def _raise(
+    tx: Connection,
+    known: _Known,
+    row: SeriesRow,
+    reference: DeviceReference,
+    evidence: Evidence,
+    crossing: Crossing,
+    scored: Scored,
+    *,
+    rate: float,
+    now: datetime,
+) -> Alarm:
+    state = next((one for one in evidence.states if one.subwindows == reference.subwindows), evidence.states[0])
+    onset = detectors.onset_of(scored, onset_block(state), state.subwindows, until=crossing.w0)
+    windows = drift_store.list_windows(tx, row.tenant, row.series_key, start=onset, end=max(row.next_w0, crossing.w0 + 1))
+    used = [one for one in windows if one.nsub > 1] or windows
+    base = _base(tx, known, reference)
+    counts = summed((decode(one.body, known.grid).counts for one in used), known.grid)
+    features = attribution.attribute(known.grid, base, counts) if counts.rows else ()
+    subject = AlarmSubject(SubjectKind.DEVICE, row.device, row.pipeline, row.model)
+    began = drift_sums.moment_of(onset)
+    words = attribution.words_of(features, subject, onset=began, now=now, devices=[row.device])
+    alarm = Alarm(
+        tenant=row.tenant,
+        alarm=new_id("al"),
+        subject=subject,
+        state=AlarmState.RAISED,
+        cause=alarms.cause_of(features),
+        grade=Grade(reference.grade.value),
+        grid_id=row.grid_id,
+        reference_id=reference.reference_id.hex(),
+        onset=began,
+        raised_at=now,
+        statistic=crossing.statistic,
+        threshold=crossing.threshold,
+        rate=rate,
+        features=features,
+        words=words,
+        devices=(row.device,),
+        evidence=tuple(f"{one.w0}-{one.nsub}" for one in windows[:100]),
+    )
+    return raise_alarm(tx, alarm, now=now, hold=alarms.hold_time(alarm, reference.subwindows))
+
+
+def _base(tx: Connection, known: _Known, reference: DeviceReference) -> Base:
+    """What clean time looked like: the windows that the reference was learned from, else the release's own counts."""
+    row = known.row
+    windows = drift_store.list_windows(tx, row.tenant, row.series_key, start=reference.first_w0, end=reference.last_w0 + 1)
+    clean = [decode(one.body, known.grid).counts for one in windows if one.nsub > 1][-_CLEAN_WINDOWS:]
+    if clean:
+        return Base(reference, summed(clean, known.grid), [one for one in clean if one.rows])
+    return Base(reference, known.profile.reference if known.profile is not None else empty(known.grid))
+
+
+def _with_latest(row: SeriesRow, known: _Known, reference: DeviceReference, scored: Scored, newest: WindowRow | None) -> SeriesRow:
+    """The series with its latest score, and the cells of its latest hour."""
+    testable = np.flatnonzero(~np.isnan(scored.p))
+    if testable.size:
+        row = replace(row, score=float(scored.scores[testable[-1]]), p=float(scored.p[testable[-1]]))
+    if newest is None:
+        return row
+    window = decode(newest.body, known.grid)
+    if not detectors.is_testable(window.counts):
+        return replace(row, cells=())
+    counts = known.profile.reference if known.profile is not None else window.counts
+    return replace(row, cells=attribution.cells(known.grid, Base(reference, counts), window.counts))
+
+
+def _newest(tx: Connection, row: SeriesRow) -> WindowRow | None:
+    windows = drift_store.list_windows(tx, row.tenant, row.series_key, start=row.next_w0 - 1, end=row.next_w0)
+    return max((one for one in windows if one.nsub > 1), key=lambda one: one.end, default=windows[-1] if windows else None)
+
+
+def _conditions(window: WindowRow) -> dict[str, int]:
+    head = read_head(window.body)
+    return {CONDITION_NAMES.get(code, str(code)): seconds for code, seconds in sorted(head.conditions.items())}
+
+
+def _site_gap(profile: ModelProfile | None, reference: DeviceReference, grid: Grid) -> float | None:
+    if profile is None or not profile.reference.rows:
+        return None
+    return detectors.site_gap(reference, detectors.summaries_of([profile.reference], grid)[0])
+
+
+def _watch_alarm(tx: Connection, row: SeriesRow, *, now: datetime) -> SeriesRow:
+    """Look whether the open alarm of the series recovered; by the time of its windows, since a device that is silent does not recover."""
+    subject = AlarmSubject(SubjectKind.DEVICE, row.device, row.pipeline, row.model)
+    alarm = alarm_store.find_latest(tx, row.tenant, subject)
+    if alarm is None or not alarm.is_open or row.judged_until is None or row.reference_id is None:
+        return row
+    watch_recovery(tx, alarm, row.statistic, block=_block_of(row), judged_until=row.judged_until, now=now)
+    return row
+
+
+def _block_of(row: SeriesRow) -> int:
+    if row.evidence_state is None:
+        return DAY
+    document = cbor.decode(row.evidence_state, max_bytes=64 << 10, what="Evidence")
+    return int(max(state[0] for state in document[1]))
+
+
+def watch_recovery(tx: Connection, alarm: Alarm, statistic: float, *, block: int, judged_until: int, now: datetime) -> None:
+    """Keep what a look at the restarted evidence says of an open alarm."""
+    hold = alarms.hold_time(alarm, block)
+    seen = alarms.watched(alarm, statistic, now=drift_sums.moment_of(judged_until), hold=hold)
+    if seen == alarm:
+        return
+    if seen.is_open:
+        alarm_store.save_alarm(tx, seen)
+    else:
+        save_cleared(tx, replace(seen, cleared_at=now), by=DETECTOR, now=now)
+
+
+def _end_of_release(tx: Connection, row: SeriesRow, *, now: datetime) -> None:
+    """An alarm about another model version than the pipeline runs now is over: a release was committed."""
+    for alarm in alarm_store.list_open(tx, row.tenant, pipeline=row.pipeline, device=row.device):
+        subject = alarm.subject
+        if subject.kind is SubjectKind.DEVICE and subject.model != row.model:
+            current = drift_store.find_current(tx, row.tenant, row.device, row.pipeline)
+            if current is not None and current.model != subject.model and drift_sums.moment_of(current.next_w0) > alarm.raised_at:
+                clear_alarm(tx, alarm, AlarmEvent.RELEASED, by=DETECTOR, now=now)
+
+
+# --- the fleet ---
+
+
+def review_budget(tx: Connection, tenant: TenantId, *, rules: DriftRules, now: datetime) -> bool:
+    """Decide thresholds anew when the fleet has grown or shrunk by more than a tenth; returns whether it had."""
+    devices, decided = drift_store.count_watched(tx, tenant), alarm_store.find_budget(tx, tenant)
+    if decided is not None and not alarms.needs_new_threshold(decided, devices):
+        return False
+    alarm_store.save_budget(tx, tenant, devices, now=now)
+    if rules.fleet_rate <= 0:
+        return True
+    rate = alarms.rate_of(rules.rate, rules.fleet_rate, devices)
+    for row in drift_store.list_series(tx, tenant, src=0):
+        if row.reference_id is not None:
+            _tell_rate(tx, row, rate, now=now)
+    detail = {"devices": devices, "before": decided or 0, "rate_per_device_year": rate, "rate_per_fleet_year": rules.fleet_rate}
+    audit.append(tx, tenant=tenant, actor=DETECTOR, action="drift.thresholds-decided", subject=f"tenant/{tenant}", now=now, detail=detail)
+    return True
+
+
+def _tell_rate(tx: Connection, row: SeriesRow, rate: float, *, now: datetime) -> None:
+    allowed = min(1000.0, max(0.001, rate))
+    try:
+        twins.change_drift(tx, row.tenant, row.device, lambda patch: patch.model_copy(update={"false_alarms_per_year": allowed}), now=now)
+    except NotFoundError:
+        return
+
+
+def review_order(tx: Connection, tenant: TenantId, *, rules: DriftRules) -> None:
+    """Which devices: e-BH over the evidence of all series (DRIFT 5.6)."""
+    rows = [row for row in drift_store.list_series(tx, tenant, src=0) if row.reference_id is not None]
+    evidence = {row.series_key: row.evidence for row in rows}
+    listed = detectors.list_by_e_values(evidence, alpha=rules.alpha)
+    changed = {row.series_key: row.evidence for row in rows if row.is_listed != (row.series_key in listed)}
+    drift_store.set_listed(tx, tenant, changed, listed)
