@@ -70,7 +70,7 @@ class Extractor:
     def __init__(self, manifest: ModelManifest, names: Sequence[str] | None = None) -> None:
         """Rows have the named numbers in that order; None: all candidates. An extractor of no names still tells the quality.
 
-        Raises: InvalidError (unknown-feature) for a name that this version or this model does not have.
+        Raises: InvalidError for a name that this version or this model does not have.
         """
         known = candidates(manifest)
         #: What the columns of a row are.
@@ -79,7 +79,6 @@ class Extractor:
             if name not in known:
                 raise InvalidError(
                     f"Feature {name[:80]!r} is not made of models like this one; there are {', '.join(known)}.",
-                    code="unknown-feature",
                     hint="Update the agent, or import the model again.",
                 )
         self._columns = np.array([known.index(name) for name in self.names], np.intp)

@@ -233,6 +233,8 @@ class ModelManifest(Strict):
         dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")], FileEntry], Field(min_length=1, max_length=16)
     ]
     card_sha256: DigestText | None = None
+    #: Id of the grid in profile.cbor, hexadecimal; None: the release is not watched for drift.
+    grid_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")] | None = None
     budget: dict[ShortText, Budget] = Field(default_factory=dict, max_length=64)
     probe: Probe = Probe()
     lineage: Lineage = Lineage()
@@ -408,6 +410,7 @@ def complete(
     variant: str,
     files: Mapping[str, FileEntry],
     card_sha256: str | None = None,
+    grid_id: str | None = None,
 ) -> ModelManifest:
     """The manifest of a draft and the tensors that `inspect_model` saw in the file. Raises: InvalidError."""
     _check_written_quantization(draft, (*tensors.inputs, *tensors.outputs))
@@ -436,6 +439,7 @@ def complete(
         "postprocess": _postprocess_of(draft, own),
         "files": {name: entry.model_dump() for name, entry in files.items()},
         "card_sha256": card_sha256,
+        "grid_id": grid_id,
         "budget": {key: value.model_dump() for key, value in draft.budget.items()},
         "probe": draft.probe.model_dump(),
         "lineage": draft.lineage.model_dump(),

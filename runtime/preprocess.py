@@ -299,7 +299,6 @@ def decode_picture(data: bytes, *, what: str) -> Array:
         raise InvalidError(
             f"{what} cannot be read here: OpenCV is not installed.",
             hint="Install it: pip install 'mooring[camera-headless]', or bring an .npz file.",
-            code="no-opencv",
         ) from None
     try:
         frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None

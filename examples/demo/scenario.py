@@ -78,7 +78,7 @@ class Scenario:
                     DIGITS / f"{runtime}.toml",
                     name=f"{LINE}-{runtime}",
                     golden=DIGITS / "models" / version / runtime / "golden.cbor",
-                    evaluation=DIGITS / "evaluation.npz" if version != "1.2" else None,
+                    evaluation=DIGITS / "evaluation.npz",
                 )
                 for runtime in TYPES.values()
             }

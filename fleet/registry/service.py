@@ -272,6 +272,7 @@ def create_release(
         taken = [store.get_model_version(tx, tenant, item.model_id) for item in models]
         named = _named_variants(models, taken)
         _check_new(tx, tenant, line, number)
+        _check_watched(tx, tenant, line, taken)
         counter = store.take_counter(tx, tenant, line)
     variants = tuple(_compose(registry, item, model, line=line, version=number, counter=counter) for item, model in named)
     release = Release(
@@ -579,6 +580,25 @@ def _check_new(tx: db.Connection, tenant: TenantId, line: LineName, version: Rel
     raise ConflictError(f"Release {release.id} exists already.", hint="A release never changes: choose another version.")
 
 
+def _check_watched(tx: db.Connection, tenant: TenantId, line: LineName, models: Sequence[ModelVersion]) -> None:
+    """A line that drift is watched on is not left without: every model of a release brings its profile then (UPDATES 2)."""
+    watching = next(
+        (
+            release
+            for release in store.list_releases(tx, tenant, line=line, state=ReleaseState.PUBLISHED)
+            if any(file.name == PROFILE_NAME for variant in release.variants for file in variant.files)
+        ),
+        None,
+    )
+    lacking = next((model for model in models if model.profile is None), None)
+    if watching is not None and lacking is not None:
+        raise ConflictError(
+            f"Model {lacking.id} has no reference profile; line {line} is watched for drift since release {watching.version} or before.",
+            code="no-profile",
+            hint="Import it again with evaluation data: mooring model import … --evaluation DATA",
+        )
+
+
 def _named_variants(models: Sequence[ReleaseModel], taken: Sequence[ModelVersion]) -> list[tuple[ReleaseModel, ModelVersion]]:
     """Each with its variant's name and device types filled in; refuses what a device could not choose between."""
     filled: list[tuple[ReleaseModel, ModelVersion]] = []
@@ -616,6 +636,7 @@ def _compose(
         variant=item.variant,
         files={file.name: FileEntry(sha256=file.sha256, length=file.length) for file in files},
         card_sha256=model.card.sha256,
+        grid_id=read_profile(registry, model.profile).grid.grid_id.hex() if model.profile else None,
     )
     return Variant(
         variant=item.variant,

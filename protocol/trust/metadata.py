@@ -22,6 +22,7 @@ MODEL_FILES: Mapping[str, int] = {
     "model.tflite": 2 << 30,
     "manifest.json": 256 << 10,
     "golden.cbor": 4 << 20,
+    "profile.cbor": 256 << 10,
     "card.json": 1 << 20,
 }
 

@@ -185,9 +185,8 @@ def test_a_row_has_the_names_that_were_asked_for_in_their_order():
 
 
 def test_an_unknown_feature_is_refused_with_what_there_is():
-    with pytest.raises(InvalidError, match=r"'image.smell'.*image.brightness") as caught:
+    with pytest.raises(InvalidError, match=r"'image.smell'.*image.brightness"):
         Extractor(manifest(), ["image.smell"])
-    assert caught.value.code == "unknown-feature"
 
 
 def test_names_say_where_a_feature_comes_from():

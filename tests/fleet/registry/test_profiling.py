@@ -1,6 +1,7 @@
 """Models are profiled by themselves: in a child, with the device's own code; what comes of it travels with the release."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,17 @@ from example_models import manifest_for, model_folder
 from registries import ANNA, DIGITS, T0
 from simulators.task_models import counter_slot, halving_slot, ssd_slot, yolo_slot
 
-from fleet.registry import profiling, service
-from fleet.registry.model import ModelVersion
+from agent.slots import SLOT_FILES
+from fleet.registry import profiling, service, store
+from fleet.registry.model import ModelVersion, ReleaseState
 from fleet.registry.profiling import Profiled, make_in_child
+from fleet.registry.repository import target_files
 from fleet.registry.service import ReleaseModel
 from protocol.canonical import digest_of
-from protocol.errors import InvalidError
+from protocol.errors import ConflictError, InvalidError
 from protocol.ids import LineName
 from protocol.sketches.profile import decode_profile
+from protocol.trust.metadata import parse_target_path
 from runtime.base import BackendOptions
 from runtime.features import Extractor
 from runtime.loader import load_first, read_slot
@@ -102,10 +106,32 @@ def test_a_release_of_a_model_with_evaluation_data_ships_its_profile(registry, i
     assert files["profile.cbor"].sha256 == digest_of(data)
     manifest = from_bytes(registry.blobs.read(files["manifest.json"].sha256, limit=1 << 20))
     assert manifest.files["profile.cbor"].sha256 == digest_of(data)
+    assert manifest.grid_id == grid.grid_id.hex()
+    targets = {parse_target_path(target.path).name for target in target_files(release)}  # a device that lists them knows each
+    assert targets == files.keys()
+    assert targets <= SLOT_FILES
     card = json.loads(registry.blobs.read(model.card.sha256, limit=1 << 20))
     assert card["evaluation"]["grid"] == grid.grid_id.hex()
     assert card["evaluation"]["rows"] == COUNT
     assert card["evaluation"]["profile_sha256"] == digest_of(data)
+
+
+def test_a_line_that_is_watched_is_not_left_without_a_profile(registry, import_digits, unlabelled):
+    line, watched, plain = LineName("digits"), import_digits(evaluation=unlabelled), import_digits("1.1")
+
+    def create(model: ModelVersion, version: str):
+        return service.create_release(registry, tenant=T0, by=ANNA, line=line, version=version, models=[ReleaseModel(model.id)])
+
+    create(plain, "0.9")
+    first = create(watched, "1.0")
+    create(plain, "1.1")  # nothing of it is out yet
+    with registry.database.transaction() as tx:
+        store.save_release(tx, replace(first, state=ReleaseState.PUBLISHED, revision=first.revision + 1))
+    with pytest.raises(ConflictError, match=r"Model digits-onnx\.2 has no reference profile; line digits is watched") as caught:
+        create(plain, "1.2")
+    assert caught.value.code == "no-profile"
+    assert "--evaluation" in caught.value.hint
+    assert create(watched, "1.2").counter == 4
 
 
 def test_a_model_without_evaluation_data_is_as_before(registry, import_digits):
