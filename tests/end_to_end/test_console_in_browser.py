@@ -23,10 +23,16 @@ from paho.mqtt.enums import CallbackAPIVersion
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 from simulators import messages
 from simulators.calls import jpeg
+from simulators.drift_site import add_drift
 from simulators.enrolling import EnrollingDevice
 from waiting import PATIENCE_S, wait_until
 
+from fleet.bus import Incoming
+from fleet.db import Database
+from fleet.monitoring.drift_model import Alarm
+from fleet.monitoring.ingest import IngestRules, ingest_batch
 from protocol.clock import SystemClock, to_unix_ms
+from protocol.ids import DEFAULT_TENANT
 from protocol.snapshots import SnapshotAnswer
 
 pytestmark = [pytest.mark.needs_browser, pytest.mark.needs_broker]
@@ -199,6 +205,19 @@ def speaker(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture(scope="module")
+def alarm(server: Server, speaker: Speaker) -> Iterator[Alarm]:
+    """The device's pictures became darker: windows through ingest, judged as the server does, in the server's own database."""
+    database, clock = Database(f"sqlite:///{server.folder / 'fleet.db'}"), SystemClock()
+
+    def ingest(*batch: Incoming) -> None:
+        rules = IngestRules(lambda _tx, _tenant, devices: set(devices), tenant=DEFAULT_TENANT)
+        assert not ingest_batch(database, list(batch), rules=rules, now=clock.now()).rejected
+
+    yield add_drift(database, ingest, DEVICE, now=clock.now())
+    database.dispose()
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     program = shutil.which("chromium")
     if program is None:
@@ -320,7 +339,7 @@ def test_the_theme_follows_the_system_until_somebody_chooses(browser: Browser, s
         assert page.get_attribute("html", "data-bs-theme") == "light"
 
 
-def test_reading_works_without_scripts(browser: Browser, server: Server, speaker: Speaker):
+def test_reading_works_without_scripts(browser: Browser, server: Server, speaker: Speaker, alarm: Alarm):
     context = new_context(browser, java_script_enabled=False)
     page = context.new_page()
     page.goto(f"{server.url}/devices/{DEVICE}")
@@ -329,11 +348,14 @@ def test_reading_works_without_scripts(browser: Browser, server: Server, speaker
     page.click("button[type=submit]")
     page.wait_for_selector("main:has-text('golden_mismatch')")
     assert page.url.endswith(f"/devices/{DEVICE}")
+    page.goto(f"{server.url}/alarms/{alarm.alarm}")
+    page.click("button:has-text('Compute')")
+    page.wait_for_selector("#what-if:has-text('With 1 false alarm per year this shift would have been seen after')")
     context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_on_any_page(browser: Browser, server: Server, speaker: Speaker, scheme: str):
+def test_axe_finds_nothing_on_any_page(browser: Browser, server: Server, speaker: Speaker, alarm: Alarm, scheme: str):
     ola = server.people["ola"]
     approvals = [one["approval"] for one in ola.get("/approvals").json()["items"]]
     campaigns = [one["campaign"] for one in ola.get("/campaigns").json()["items"]]
@@ -348,6 +370,14 @@ def test_axe_finds_nothing_on_any_page(browser: Browser, server: Server, speaker
             f"/devices/{DEVICE}",
             f"/devices/{DEVICE}/pipelines/front",
             "/devices?text=zebra",
+            f"/devices/{DEVICE}/monitoring",
+            "/monitoring",
+            "/alarms",
+            f"/alarms/{alarm.alarm}?step=4",
+            "/drift",
+            f"/drift/{DEVICE}/front",
+            "/rules",
+            "/rules/test?metric=latency_p99_ms&threshold=1&for_min=0&hours=1",
             "/groups/default",
             "/models",
             "/campaigns",
@@ -394,3 +424,63 @@ def test_a_page_says_since_when_it_is_stale(browser: Browser, server: Server):
         assert re.fullmatch(r"stale since \d\d:\d\d( [AP]M)?", sign.inner_text())
         page.unroute("**/live/**")
         page.wait_for_selector("[data-live-sign][data-state=live]")
+
+
+def test_charts_of_a_device_are_drawn_and_their_numbers_can_be_read(browser: Browser, server: Server, speaker: Speaker):
+    with visit(browser, server, "ola") as (page, complaints):
+        page.goto(f"{server.url}/devices/{DEVICE}")
+        page.click("text=Charts over time")
+        page.wait_for_selector("[data-plot] canvas")
+        page.focus("#numbers-latency summary")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#numbers-latency td:visible")
+        drawn = page.locator("[data-plot]").first.get_attribute("data-drawn")
+        assert drawn is not None
+        assert int(drawn) >= 1
+        page.click("nav[aria-label='How far back'] >> text=24h")
+        page.wait_for_selector("[aria-current=true]:has-text('24h')")
+        page.wait_for_selector("[data-plot] canvas")
+        assert complaints == []
+
+
+def test_a_rule_is_tested_on_history_before_it_is_made(browser: Browser, server: Server, speaker: Speaker):
+    speaker.perf(9.5)
+    with visit(browser, server, "ola") as (page, complaints):
+        page.goto(f"{server.url}/rules")
+        page.fill("#r-threshold", "0.5")
+        page.fill("#r-for", "0")
+        page.fill("#r-hours", "1")
+        page.click("text=Test on history")
+        page.wait_for_selector("main:has-text('it would have fired')")
+        assert page.locator("#r-threshold").input_value() == "0.5"
+        assert complaints == []
+
+
+def test_an_alarm_is_understood_taken_and_its_end_is_read_aloud(browser: Browser, server: Server, alarm: Alarm):
+    with visit(browser, server, "ola") as (page, complaints):
+        page.goto(f"{server.url}/drift")
+        page.click(f"th[scope=row] >> text={DEVICE}")
+        page.wait_for_selector("[data-plot] canvas")
+        assert page.locator("svg.dist").count() >= 1
+        page.click("text=open alarm")
+        page.wait_for_selector("main:has-text('What it costs to be wrong')")
+        page.wait_for_selector("[data-plot] canvas")
+        page.focus("#if-step")
+        page.keyboard.press("Home")
+        page.wait_for_selector("#what-if:has-text('With 0.1 false alarms per year')")
+        page.keyboard.press("End")
+        page.wait_for_selector("#what-if:has-text('With 10 false alarms per year')")
+        page.fill("#a-note", "on my way")
+        page.click("text=Take it")
+        page.wait_for_selector(".page-head .tag:has-text('acknowledged')")
+        page.goto(f"{server.url}/alarms")
+        page.wait_for_selector("[data-live-sign][data-state=live]")
+        assert page.inner_text("#alarms-said").startswith("1 open alarm.")
+        ola = server.people["ola"]
+        answer = ola.get(f"/alarms/{alarm.alarm}")
+        body = {"outcome": "condition", "reason": "dirty lens"}
+        cleared = ola.post(f"/alarms/{alarm.alarm}/clear", json=body, headers={"If-Match": answer.headers["etag"]})
+        assert cleared.status_code == 200, cleared.text
+        page.wait_for_selector("#alarms-said:has-text('0 open alarms.')", state="attached")
+        page.wait_for_selector("#alarms:has-text('No open alarms')")
+        assert complaints == []
