@@ -401,8 +401,9 @@ class Service:
         if found.config.update != before.update:
             self.policy.replace(found.config.update)
         self._detect_events(found.config.pipelines, found.config.update.time_zone)
-        self.drift.configure(found.config.drift, found.config.pipelines)
         self.inference.configure([one.for_inference() for one in found.pipelines])
+        with suppress(DeviceError):  # of the store, told by `_watch`
+            self.drift.configure(found.config.drift, found.config.pipelines)
         text = "; ".join(f"{key}: {why}" for key, why in sorted(found.errors.items()))
         self.conditions.replace("desired", [("desired_invalid", text[:2000], "")] if text else [])
         self._told_conditions = -1

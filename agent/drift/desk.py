@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Rows that wait for the control loop; more are lost, counted.
 MAX_ROWS = 4096
+#: Pipelines slower than this are silent between two frames for as long as a camera that is gone.
+SLOW_FPS = 0.2
 _WORST = ("raised", "acknowledged", "ok")
 
 
@@ -125,7 +127,7 @@ class DriftDesk:
         if self._watch is not None:
             from agent.drift.watching import Place
 
-            places = {one.name: Place(one.line, is_gated=bool(one.motion.min_area)) for one in self._pipelines}
+            places = {one.name: Place(one.line, is_gated=_is_gated(one)) for one in self._pipelines}
             self._watch.configure(self._settings, places)
 
     def _merge(self, bodies: Sequence[bytes]) -> tuple[tuple[int, ...], SketchDraft] | None:
@@ -144,3 +146,8 @@ class DriftDesk:
             return merge_unsent(bodies, find)
         except InvalidError:
             return None  # what cannot be read is given up in its turn
+
+
+def _is_gated(pipeline: PipelineConfig) -> bool:
+    """Whether it is by its settings that no frame may come for a while."""
+    return bool(pipeline.motion.min_area) or 0 < pipeline.max_fps < SLOW_FPS

@@ -2,7 +2,7 @@
 # ruff: noqa: S608 - statements are put together from the constants of this file; every value is a parameter
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import IntFlag
@@ -15,6 +15,8 @@ from protocol.errors import DeviceError
 SUBWINDOWS_PER_DAY = 144
 #: Revisions that were given are remembered longer than any window can wait.
 _KEEP_REVS_MS = 60 * 86_400_000
+#: A release that was rolled back may return for so long and find its reference.
+_KEEP_CHECKS_MS = 400 * 86_400_000
 _BUSY_S = 10.0
 
 
@@ -151,16 +153,14 @@ class DriftStore:
                 )
             return writing.add_sketch(draft)
 
-    def send_evidence(self, draft: SketchDraft) -> int:
-        """Put a sub-window into the outbox at once; it goes with its hour as well. Returns its revision."""
-        with self._store.writing() as writing:
-            return writing.add_sketch(draft)
-
     def forget_before(self, w0: int) -> None:
         """Forget older sub-windows, and what only they needed."""
         with self._store.writing() as writing:
             writing.execute("DELETE FROM drift_windows WHERE w0 < ?", (w0,))
             writing.execute("DELETE FROM drift_revs WHERE at < ?", (self._now_ms() - _KEEP_REVS_MS,))
+            writing.execute("DELETE FROM drift_checks WHERE at < ?", (self._now_ms() - _KEEP_CHECKS_MS,))
+            used = "SELECT grid FROM drift_windows UNION SELECT grid FROM drift_checks"
+            writing.execute(f"DELETE FROM drift_grids WHERE at < ? AND grid NOT IN ({used})", (self._now_ms() - _KEEP_REVS_MS,))
 
     def _select(self, where: str, values: Sequence[object]) -> list[SubWindowRow]:
         with self._store.looking() as connection:
@@ -189,11 +189,6 @@ class DriftStore:
             if evidence is not None:
                 writing.add_sketch(evidence)
 
-    def forget_check(self, subject: Subject) -> None:
-        """Forget the check with its reference, and let no older sub-window count for the next one."""
-        with self._store.writing() as writing:
-            writing.execute(f"DELETE FROM drift_checks WHERE {_OF_SUBJECT}", _key(subject))
-
     def _now_ms(self) -> int:
         return to_unix_ms(self._clock.now())
 
@@ -209,14 +204,6 @@ def read_windows(path: Path, *, since: int, pipeline: str | None = None) -> tupl
     except (sqlite3.Error, OSError) as error:
         raise DeviceError(f"{path} cannot be read: {error}.", code="store-failed") from None
     return [row for row in rows if pipeline in (None, row.subject.pipeline)], grids
-
-
-def batches(rows: Sequence[SubWindowRow]) -> Iterator[tuple[Subject, list[SubWindowRow]]]:
-    """The rows by subject, each in order."""
-    subjects: dict[Subject, list[SubWindowRow]] = {}
-    for row in rows:
-        subjects.setdefault(row.subject, []).append(row)
-    yield from sorted(subjects.items())
 
 
 def _put(writing: Writing, row: SubWindowRow) -> None:
