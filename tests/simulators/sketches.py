@@ -25,7 +25,7 @@ from protocol.sketches.counts import Counts, Sketcher
 from protocol.sketches.grid import CONFIDENCE_BINS, FeatureGroup, Grid, fit_feature
 from protocol.sketches.profile import AccuracyReference, FamilyReference, ModelProfile, encode_profile
 from protocol.sketches.reference import DeviceReference, fit_reference
-from protocol.sketches.summary import summarizer
+from protocol.sketches.summary import cell_scores, summarizer
 
 #: The sub-window that the stamps of other test messages lie in.
 W0 = TS // SUBWINDOW_MS
@@ -147,11 +147,23 @@ def add_profile(database: Database, made: ModelProfile | None = None, *, model: 
 @cache
 def reference(seed: int = 3, *, days: int = 28) -> DeviceReference:
     """What a device learned in so many days before `W0`."""
-    rng, made = np.random.default_rng(seed), summarizer(profile().grid)
-    w0s = np.arange(W0 - days * 144, W0)
-    every = [counts(rng, 40) for _ in w0s]
-    summaries = made.summarize(np.stack([one.cells for one in every]), np.stack([one.classes for one in every]))
+    rng, w0s, grid = np.random.default_rng(seed), np.arange(W0 - days * 144, W0), profile().grid
+    values = rows(rng, 40 * len(w0s)).reshape(len(w0s), 40, len(FEATURES))
+    scores = [cell_scores(one)[1:-1][np.searchsorted(np.array(one.edges), values[:, :, index])] for index, one in enumerate(grid.features)]
+    places, spreads = [score.mean(axis=1) for score in scores], [(score**2 - 1).mean(axis=1) for score in scores]
+    shares = rng.multinomial(40, PRIORS, size=len(w0s)) / 40
+    summaries = np.column_stack([*places, *spreads, shares])
     return fit_reference(summaries, w0s, grid=profile().grid, model=MODEL)
+
+
+#: Sub-windows of one kind that are made and then drawn from.
+POOL = 200
+
+
+@cache
+def _pool(shift: tuple[float, ...], priors: tuple[float, ...]) -> list[Counts]:
+    rng = np.random.default_rng(19)
+    return [counts(rng, 40, shift=shift, priors=priors) for _ in range(POOL)]
 
 
 @dataclass
@@ -162,7 +174,7 @@ class WatchedDevice(SketchDevice):
 
     def scored(self, w0: int, *, shift: Sequence[float] = (0.0,) * 4, priors: Sequence[float] = PRIORS) -> SketchWindow:
         """One sub-window with its score."""
-        counted = counts(self.rng, 40, shift=shift, priors=priors)
+        counted = _pool(tuple(shift), tuple(priors))[self.rng.integers(POOL)]
         score = self.reference.scores(summarizer(self.grid).summarize(counted.cells[None], counted.classes[None]))[0]
         return self.sub_window(w0, counted, score=float(score), reference_id=self.reference.reference_id)
 
