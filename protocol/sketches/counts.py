@@ -20,6 +20,8 @@ MOMENT_UNIT, MOMENT_LIMIT = 256, 4096
 RING_ROWS = 1000
 #: Share of a feature in one outer bin from which the grid no longer fits it.
 _OUTER_SHARE = 0.05
+#: A feature varies when its variance is more than this part of its mean square.
+_LEAST_SPREAD = 1e-9
 _NONE: Mapping[int, int] = MappingProxyType({})
 _DoubleArray = npt.NDArray[np.float64]
 
@@ -198,22 +200,21 @@ class Sketcher:
         columns = rows.T.copy(order="C")
         is_finite = np.isfinite(columns)
         is_whole = bool(is_finite.all())
+        values = np.full(len(columns), n) if is_whole else is_finite.sum(axis=1)
         if not is_whole:
             columns[~is_finite] = np.nan
-        values = np.full(len(columns), n) if is_whole else is_finite.sum(axis=1)
         v: _DoubleArray = columns - self._centers
         v *= self._factors
-        effective = _effective(v, values, is_whole=is_whole)
+        if not is_whole:  # what is not known counts as average in the one, not at all in the other
+            means = np.nansum(v, axis=1) / np.maximum(values, 1)
+            v = np.where(is_finite, v, means[:, None])
+        effective = _effective(v)
         _round(v)
+        if not is_whole:
+            v[~is_finite] = 0
         columns.sort(axis=1)  # NaN last
-        return Counts(
-            n,
-            _median_effective(effective, n),
-            0,
-            self._cells(columns, values),
-            self._moments(v, columns, values, is_whole=is_whole),
-            np.zeros(len(self._classes), dtype=np.int64),
-        )
+        cells, moments = self._cells(columns, values), self._moments(v, columns, values)
+        return Counts(n, effective, 0, cells, moments, np.zeros(len(self._classes), dtype=np.int64))
 
     def _cells(self, ordered: FloatArray, values: IntArray) -> IntArray:
         """The cells of float32[features, n], ascending, NaN last: differences of how many lie up to each bound."""
@@ -226,15 +227,13 @@ class Sketcher:
             up_to[place] = column.searchsorted(bounds, "right")
         return np.asarray((up_to[1:] - up_to[:-1])[self._kept])
 
-    def _moments(self, v: _DoubleArray, ordered: FloatArray, values: IntArray, *, is_whole: bool) -> IntArray:
+    def _moments(self, v: _DoubleArray, ordered: FloatArray, values: IntArray) -> IntArray:
         """Sums of v and of its squares, least and greatest v: int64[features, 4]; `ordered` are the values it was made of."""
         moments = empty_moments(len(v))
-        if not is_whole:
-            v = np.nan_to_num(v, nan=0.0)
         moments[:, 0] = v.sum(axis=1)  # exact: sums stay below 2^53
         moments[:, 1] = np.einsum("fn,fn->f", v, v)
         known = np.flatnonzero(values)
-        ends = ordered[known[:, None], np.stack([np.zeros_like(known), values[known] - 1], axis=1)]
+        ends = np.stack([ordered[known, 0], ordered[known, values[known] - 1]], axis=1)
         moments[known, 2:] = _round((ends - self._centers[known]) * self._factors[known])
         return moments
 
@@ -249,25 +248,23 @@ def _bounds(feature: FeatureGrid) -> FloatArray:
 def _round(v: _DoubleArray) -> _DoubleArray:
     """The same array, rounded and cut."""
     np.rint(v, out=v)
-    np.minimum(v, MOMENT_LIMIT, out=v)
-    return np.maximum(v, -MOMENT_LIMIT, out=v)
+    return v.clip(-MOMENT_LIMIT, MOMENT_LIMIT, out=v)
 
 
-def _effective(values: _DoubleArray, known: IntArray, *, is_whole: bool) -> _DoubleArray:
-    """Rows times (1 - r) / (1 + r) per feature, r the lag-1 autocorrelation; NaN for a feature that does not vary."""
-    n = values.shape[1]
-    if is_whole:
-        values = values - values.mean(axis=1, keepdims=True)
-    else:
-        means = np.nansum(values, axis=1) / np.maximum(known, 1)
-        values = np.nan_to_num(values - means[:, None], nan=0.0)
-    squares = np.einsum("fn,fn->f", values, values)
-    products = np.einsum("fn,fn->f", values[:, :-1], values[:, 1:])
-    varies = squares > 0
-    r = np.divide(products, squares, out=np.zeros_like(products), where=varies)
-    return np.where(varies, n * (1 - r) / np.maximum(1 + r, 1e-9), np.nan)
+def _effective(v: _DoubleArray) -> int:
+    """The median over features of n (1 - r) / (1 + r), r the lag-1 autocorrelation of v [features, n]: 1 to n.
 
-
-def _median_effective(effective: _DoubleArray, rows: int) -> int:
-    known = effective[~np.isnan(effective)]
-    return int(np.clip(np.rint(np.median(known)), 1, rows)) if known.size else min(1, rows)
+    Features that do not vary tell nothing. From sums of what is not centered: no copy is made, and nine digits are enough.
+    """
+    n: int = v.shape[1]
+    sums, squares = v.sum(axis=1), np.einsum("fn,fn->f", v, v)
+    means = sums / n
+    products = np.einsum("fn,fn->f", v[:, :-1], v[:, 1:]) - means * (2 * sums - v[:, 0] - v[:, -1] - (n - 1) * means)
+    spread = squares - sums * means
+    varies = spread > _LEAST_SPREAD * squares
+    if not varies.any():
+        return min(1, n)
+    r = products[varies] / spread[varies]
+    effective = np.sort(n * (1 - r) / np.maximum(1 + r, 1e-9))
+    median = (effective[(len(effective) - 1) // 2] + effective[len(effective) // 2]) / 2
+    return max(1, min(n, round(float(median))))
