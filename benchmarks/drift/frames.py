@@ -19,16 +19,16 @@ Array = npt.NDArray[np.float32]
 def windows(
     bank: Bank, purpose: str, index: int, path: Course, at: Sequence[int], seed: Sequence[int], *, every: int = 1
 ) -> tuple[Array, npt.NDArray[np.int8]]:
-    """Rows float32[windows, 600 / every, F] and predicted classes of these windows of the course; light as it is."""
+    """Rows float32[windows, 600 / every, F] and predicted classes of these windows."""
     rng = np.random.default_rng([*seed, 4])
     lens, things, places = lens_and_things(purpose, index)
+    lights, weathers = np.array(bank.kind.lights, np.float32), np.array(bank.kind.weathers, np.float32)
     rows, classes = [], []
     for window in at:
-        thing, light, weather, lengths = draw(bank, path, slice(window, window + 1), rng)
-        place = np.searchsorted(np.cumsum(lengths[0]), (np.arange(0, ROWS, every) + 0.5) / ROWS).clip(0, path.things - 1)
-        lights = np.clip(light[0][place], bank.kind.lights[0], bank.kind.lights[-1])
-        weathers = np.clip(weather[0][place], bank.kind.weathers[0], bank.kind.weathers[-1])
-        shot = Shot(lights.astype(np.float32), weathers.astype(np.float32), things[thing[0][place]], places[thing[0][place]])
+        passed = draw(bank, path, slice(window, window + 1), rng)
+        at_row = np.searchsorted(np.cumsum(passed.lengths[0]), (np.arange(0, ROWS, every) + 0.5) / ROWS).clip(0, path.things - 1)
+        thing = passed.thing[0][at_row]
+        shot = Shot(lights[passed.light[0][at_row]], weathers[passed.weather[0][at_row]], things[thing], places[thing])
         numbers, answers = rows_of(lens, shot, classifier(), rng)
         rows.append(numbers)
         classes.append(answers)

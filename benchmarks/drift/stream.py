@@ -76,21 +76,30 @@ def summaries(bank: Bank, table: Means, path: Course, seed: Sequence[int], mixtu
 
 
 def _some(bank: Bank, table: Means, path: Course, part: slice, rng: np.random.Generator, mixtures: Sequence[Mixture]) -> Doubles:
-    windows = len(path.light[part])
-    thing, light, weather, lengths = draw(bank, path, part, rng)
-    states, weights = _corners(bank, thing, light, weather)
-    chance = rng.random((windows, path.things))
-    noise = rng.standard_normal((windows, len(table.variance))) * np.sqrt(table.variance / ROWS)
-    shares = [(table.by_shift[m.shift], _share(m, part, lengths, chance, rng)) for m in mixtures]
-    rest = lengths * (1 - sum((share for _, share in shares), start=np.zeros_like(lengths)))
-    result = noise + _mixed(table.by_shift["clean"], states, weights, rest)
+    passed = draw(bank, path, part, rng)
+    states = np.ravel_multi_index((passed.thing, passed.light, passed.weather), table.by_shift["clean"].shape[:-1])
+    chance = rng.random(states.shape)
+    noise = rng.standard_normal((len(states), len(table.variance))) * np.sqrt(table.variance / ROWS)
+    shares = [(table.by_shift[m.shift], _share(m, part, passed.lengths, chance, rng)) for m in mixtures]
+    rest = passed.lengths * (1 - sum((share for _, share in shares), start=np.zeros_like(passed.lengths)))
+    result = noise + _mixed(table.by_shift["clean"], states, rest)
     for summaries_of_states, share in shares:
-        result += _mixed(summaries_of_states, states, weights, lengths * share)
+        result += _mixed(summaries_of_states, states, passed.lengths * share)
     return result
 
 
-def draw(bank: Bank, path: Course, part: slice, rng: np.random.Generator) -> tuple[npt.NDArray[np.int64], Doubles, Doubles, Doubles]:
-    """What passes in these windows: index of the thing, log2 light, weather, share of the window's rows; all [windows, things]."""
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What passes in some windows, arrays [windows, things]: thing, level of light, kind of weather, part of the window."""
+
+    thing: npt.NDArray[np.int64]
+    light: npt.NDArray[np.int64]
+    weather: npt.NDArray[np.int64]
+    lengths: Doubles
+
+
+def draw(bank: Bank, path: Course, part: slice, rng: np.random.Generator) -> Passed:
+    """Things by their chances, exponential lengths; light and weather fall on one of the two levels around, the nearer more often."""
     windows = len(path.light[part])
     shape = (windows, path.things)
     edges = np.cumsum(path.chances[part], axis=1)
@@ -100,7 +109,13 @@ def draw(bank: Bank, path: Course, part: slice, rng: np.random.Generator) -> tup
     lengths = rng.standard_exponential(shape)
     lengths /= lengths.sum(axis=1, keepdims=True)
     light = path.light[part][:, None] + path.flicker[part][:, None] * rng.standard_normal(shape)
-    return thing, light, np.repeat(path.weather[part][:, None], path.things, axis=1), lengths
+    weather = np.repeat(path.weather[part][:, None], path.things, axis=1)
+    return Passed(thing, _level(light, bank.kind.lights, rng), _level(weather, bank.kind.weathers, rng), lengths)
+
+
+def _level(values: Doubles, levels: Sequence[float], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    at = np.clip((values - levels[0]) / (levels[1] - levels[0]), 0, len(levels) - 1)
+    return np.minimum(np.floor(at + rng.random(values.shape)), len(levels) - 1).astype(np.int64)
 
 
 def _share(mixture: Mixture, part: slice, lengths: Doubles, chance: Doubles, rng: np.random.Generator) -> Doubles:
@@ -111,24 +126,9 @@ def _share(mixture: Mixture, part: slice, lengths: Doubles, chance: Doubles, rng
     return np.where((wanted > 0) & (wanted < 1), rng.binomial(rows, np.clip(wanted, 0, 1)) / rows, wanted)
 
 
-def _corners(bank: Bank, thing: npt.NDArray[np.int64], light: Doubles, weather: Doubles) -> tuple[npt.NDArray[np.int64], Doubles]:
-    """The four states around each (light, weather), [windows, things, 4] flat indices, and their weights."""
-    lights, weathers = np.array(bank.kind.lights), np.array(bank.kind.weathers)
-    at = np.clip((light - lights[0]) / (lights[1] - lights[0]), 0, len(lights) - 1 - 1e-9)
-    low = at.astype(np.int64)
-    over = at - low
-    ahead = np.clip(weather, 0, len(weathers) - 1 - 1e-9)
-    kind = ahead.astype(np.int64)
-    more = ahead - kind
-    flat = (thing * len(lights) + low) * len(weathers) + kind
-    states = np.stack([flat, flat + 1, flat + len(weathers), flat + len(weathers) + 1], axis=-1)
-    return states, np.stack([(1 - over) * (1 - more), (1 - over) * more, over * (1 - more), over * more], axis=-1)
-
-
-def _mixed(table: npt.NDArray[np.float32], states: npt.NDArray[np.int64], weights: Doubles, lengths: Doubles) -> Doubles:
+def _mixed(table: npt.NDArray[np.float32], states: npt.NDArray[np.int64], weights: Doubles) -> Doubles:
     from scipy.sparse import csr_array
 
-    values = (weights * lengths[..., None]).reshape(len(lengths), -1)
-    ends = np.arange(len(lengths) + 1) * values.shape[1]
-    matrix = csr_array((values.ravel(), states.ravel(), ends), shape=(len(lengths), table[..., 0].size))
-    return matrix @ table.reshape(-1, table.shape[-1])
+    ends = np.arange(len(states) + 1) * states.shape[1]
+    matrix = csr_array((weights.ravel(), states.ravel(), ends), shape=(len(states), table[..., 0].size))
+    return np.asarray(matrix @ table.reshape(-1, table.shape[-1]), dtype=np.float64)
