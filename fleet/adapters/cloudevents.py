@@ -8,7 +8,9 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping
+from typing import Any
 
+from fleet.monitoring.alerts.announcing import cloud_event
 from fleet.monitoring.alerts.model import Alert
 from protocol.ids import TenantId
 
@@ -19,21 +21,16 @@ MAX_BODY = 64 * 1024
 
 def body_of(alert: Alert, tenant: TenantId) -> bytes:
     """The event's bytes; data that is too long is left out, and said to be."""
-    about = {"title": alert.title[:500], "text": alert.text[:4000], "severity": alert.severity}
-    event = {
-        "specversion": "1.0",
-        "id": alert.id,
-        "source": f"/mooring/{tenant}",
-        "type": alert.type,
-        "subject": alert.subject,
-        "time": alert.time.isoformat().replace("+00:00", "Z"),
-        "datacontenttype": "application/json",
-        "data": {**about, **alert.data},
-    }
-    body = json.dumps(event, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    event = cloud_event(alert, tenant)
+    body = _json(event)
     if len(body) <= MAX_BODY:
         return body
-    return json.dumps({**event, "data": {**about, "is_cut": True}}, ensure_ascii=False, separators=(",", ":")).encode()
+    kept = {name: event["data"][name] for name in ("title", "text", "severity")}
+    return _json({**event, "data": {**kept, "is_cut": True}})
+
+
+def _json(event: Mapping[str, Any]) -> bytes:
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 def signature(secret: str, *, message_id: str, timestamp: int, body: bytes) -> str:

@@ -1,4 +1,4 @@
-"""The handler of the job that brings one alert to one target. What fails is tried again by the queue; the id of the message stays."""
+"""The handler of the job that brings one alert to one recipient. What fails is tried again by the queue; the id of the message stays."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -10,7 +10,7 @@ from fleet.db import Database
 from fleet.jobs import Job
 from fleet.monitoring.alerts import store
 from fleet.monitoring.alerts.announcing import alert_of
-from fleet.monitoring.alerts.model import TargetKind
+from fleet.monitoring.alerts.model import RecipientKind
 from protocol.errors import ConfigError
 
 #: A password beyond this is no password, bytes.
@@ -37,22 +37,22 @@ def mail_server(config: MailConfig) -> MailServer | None:
 def handler(
     database: Database, *, server: MailServer | None, console_url: Callable[[], str], system_now: Callable[[], datetime]
 ) -> Callable[[Job], None]:
-    """Brings an alert to its target; one that is gone or switched off meanwhile is told nothing.
+    """Brings an alert to its recipient; one that is gone or switched off meanwhile is told nothing.
 
     `system_now`: stamps are of system time also where the server's clock is accelerated: receivers compare them with theirs.
     """
 
     def deliver(job: Job) -> None:
         with database.reading() as tx:
-            target = store.find_target(tx, job.tenant, str(job.payload["target"]))
-        if target is None or not target.is_enabled:
+            recipient = store.find_recipient(tx, job.tenant, str(job.payload["recipient"]))
+        if recipient is None or not recipient.is_enabled:
             return
         alert = alert_of(dict(job.payload["alert"]))
-        if target.kind is TargetKind.WEBHOOK:
-            webhook.deliver(target, alert, now=system_now())
+        if recipient.kind is RecipientKind.WEBHOOK:
+            webhook.deliver(recipient, alert, now=system_now())
         else:
             sender = server.sender if server else ""
-            message = mail.message_of(alert, target, sender=sender, console_url=console_url(), now=system_now())
-            mail.deliver(server, target, message)
+            message = mail.message_of(alert, recipient, sender=sender, console_url=console_url(), now=system_now())
+            mail.deliver(server, recipient, message)
 
     return deliver

@@ -9,7 +9,7 @@ from email.message import EmailMessage
 from email.utils import format_datetime
 from enum import StrEnum
 
-from fleet.monitoring.alerts.model import Alert, Target
+from fleet.monitoring.alerts.model import Alert, Recipient
 from protocol.errors import ConfigError, TransferError
 
 #: Seconds of system time for each answer of the mail server.
@@ -41,22 +41,22 @@ class MailServer:
     password: Callable[[], str] = field(default=lambda: "", repr=False)
 
 
-def message_of(alert: Alert, target: Target, *, sender: str, console_url: str, now: datetime) -> EmailMessage:
+def message_of(alert: Alert, recipient: Recipient, *, sender: str, console_url: str, now: datetime) -> EmailMessage:
     """The mail. Pure. What devices named goes into one line of the head without control characters (RFC 5322)."""
     message = EmailMessage()
-    message["From"], message["To"] = sender, target.address.replace(",", ", ")
+    message["From"], message["To"] = sender, recipient.address.replace(",", ", ")
     message["Subject"] = "[Mooring] " + _line(alert.title)[:MAX_SUBJECT]
     message["Date"] = format_datetime(now)
     # the same over all attempts: mail programs show it once
-    message["Message-ID"] = f"<{_line(alert.id)}.{target.name}@mooring>"
+    message["Message-ID"] = f"<{_line(alert.id)}.{recipient.name}@mooring>"
     message["Auto-Submitted"] = "auto-generated"
     link = f"\n\n{console_url}/alarms" if console_url else ""
     message.set_content(f"{alert.text}\n\nSeverity: {alert.severity}\nSince: {alert.time:%Y-%m-%d %H:%M:%S} UTC{link}"[:MAX_TEXT] + "\n")
     return message
 
 
-def deliver(server: MailServer | None, target: Target, message: EmailMessage, *, trust: ssl.SSLContext | None = None) -> None:
-    """Hand the mail in for all addresses of the target. Raises: ConfigError when no server is set; TransferError."""
+def deliver(server: MailServer | None, recipient: Recipient, message: EmailMessage, *, trust: ssl.SSLContext | None = None) -> None:
+    """Hand the mail in for all addresses of the recipient. Raises: ConfigError when no server is set; TransferError."""
     if server is None:
         raise ConfigError("mail.host is not set, so nobody gets mail.", hint="Set mail.host and mail.sender; see docs/alerts.md.")
     place = f"{server.host}:{server.port}"
@@ -64,7 +64,7 @@ def deliver(server: MailServer | None, target: Target, message: EmailMessage, *,
         with _connected(server, trust or ssl.create_default_context()) as smtp:
             if server.user:
                 smtp.login(server.user, server.password())
-            refused = smtp.send_message(message, server.sender, target.address.split(","))
+            refused = smtp.send_message(message, server.sender, recipient.address.split(","))
     except smtplib.SMTPAuthenticationError as error:
         raise TransferError(f"{place} does not take the login of {server.user}: {error.smtp_code}.", code="mail-login") from error
     except smtplib.SMTPResponseException as error:

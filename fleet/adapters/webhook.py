@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from fleet.adapters import addresses, cloudevents
 from fleet.adapters.addresses import Resolve
-from fleet.monitoring.alerts.model import Alert, Target
+from fleet.monitoring.alerts.model import Alert, Recipient
 from protocol.errors import TransferError
 
 #: Seconds of system time for connecting to one address, and for the whole delivery.
@@ -21,7 +21,7 @@ MAX_ANSWER = 4096
 
 
 def deliver(
-    target: Target,
+    recipient: Recipient,
     alert: Alert,
     *,
     now: datetime,
@@ -34,11 +34,11 @@ def deliver(
     Raises: TransferError (refused, unreachable, too slow, another status, a redirect); ForbiddenError for a private address.
     Neither names the secret nor the query of the address.
     """
-    parts = urlsplit(target.address)
+    parts = urlsplit(recipient.address)
     host, port = str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)
-    found = addresses.permitted(host, port, allows_private=target.allows_private, resolve_name=resolve_name)
-    body = cloudevents.body_of(alert, target.tenant)
-    headers = cloudevents.headers_of(target.secret, message_id=alert.id, timestamp=int(now.timestamp()), body=body)
+    found = addresses.permitted(host, port, allows_private=recipient.allows_private, resolve_name=resolve_name)
+    body = cloudevents.body_of(alert, recipient.tenant)
+    headers = cloudevents.headers_of(recipient.secret, message_id=alert.id, timestamp=int(now.timestamp()), body=body)
     place = f"{parts.scheme}://{parts.netloc}{parts.path}"
     try:
         with _connected(found, port, total_s) as line:

@@ -68,7 +68,7 @@ def try_webhook(name: str, server: str | None = ServerOption) -> None:
 def list_mail(as_json: bool = JsonOption, server: str | None = ServerOption) -> None:
     """List to whom alerts are mailed."""
     with open_api(server) as api:
-        rows = list(api.pages("/mail-targets"))
+        rows = list(api.pages("/mail-recipients"))
     if as_json:
         output.document(rows)
         return
@@ -90,26 +90,26 @@ def create_mail(
 ) -> None:
     """Mail alerts to these addresses; the server needs the settings mail.host and mail.sender."""
     with open_api(server) as api:
-        api.send("POST", "/mail-targets", {"name": name, "addresses": address, "topics": topic, "reason": reason})
+        api.send("POST", "/mail-recipients", {"name": name, "addresses": address, "topics": topic, "reason": reason})
     output.say(f"{name} gets mail. Try it: mooring mail test {name}")
 
 
 @mail.command("show")
 def show_mail(name: str, as_json: bool = JsonOption, server: str | None = ServerOption) -> None:
     """Show one of them with its latest deliveries."""
-    _show("/mail-targets", name, as_json=as_json, server=server)
+    _show("/mail-recipients", name, as_json=as_json, server=server)
 
 
 @mail.command("delete")
 def delete_mail(name: str, yes: bool = YesOption, reason: str = ReasonOption, server: str | None = ServerOption) -> None:
     """Mail them no more."""
-    _delete("/mail-targets", name, yes=yes, reason=reason, server=server)
+    _delete("/mail-recipients", name, yes=yes, reason=reason, server=server)
 
 
 @mail.command("test")
 def try_mail(name: str, server: str | None = ServerOption) -> None:
     """Send a mail that says that it is a test."""
-    _try("/mail-targets", name, server)
+    _try("/mail-recipients", name, server)
 
 
 def _show(path: str, name: str, *, as_json: bool, server: str | None) -> None:

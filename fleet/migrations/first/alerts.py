@@ -55,7 +55,7 @@ def create() -> None:
     op.create_index("ix_alert_firings_since", "alert_firings", ["tenant", "since"])
     op.create_index("ix_alert_firings_until", "alert_firings", ["tenant", "until"])
     op.create_table(
-        "alert_targets",
+        "alert_recipients",
         sa.Column("tenant", sa.String(63), nullable=False),
         sa.Column("name", sa.String(63), nullable=False),
         sa.Column("kind", sa.String(16), nullable=False),
@@ -67,7 +67,7 @@ def create() -> None:
         sa.Column("created_by", sa.String(200), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("revision", sa.Integer, nullable=False, server_default="1"),
-        sa.PrimaryKeyConstraint("tenant", "name", name="pk_alert_targets"),
+        sa.PrimaryKeyConstraint("tenant", "name", name="pk_alert_recipients"),
     )
     op.create_table(
         "alert_subjects",

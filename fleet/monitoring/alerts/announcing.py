@@ -1,4 +1,4 @@
-"""Telling people: an alert becomes one job per target, in the transaction of what it tells of; no second one within the hold time."""
+"""Telling people: an alert becomes one job per recipient, in the transaction of what it tells of; no second one within the hold time."""
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -6,11 +6,13 @@ from typing import Any
 
 from fleet import db, jobs
 from fleet.monitoring.alerts import store
-from fleet.monitoring.alerts.model import Alert, Target
+from fleet.monitoring.alerts.model import Alert, Recipient
 from protocol.ids import TenantId
 
-#: Kind of the job that brings one alert to one target; its handler is in fleet.service.
+#: Kind of the job that brings one alert to one recipient; its handler is in fleet.service.
 DELIVER = "deliver-alert"
+#: Kind of the job that publishes an event on `f/alarm`, as `drift_alarms` does for alarms.
+PUBLISH = "publish-alarm"
 #: Attempts of one delivery; with the pauses of fleet.jobs about two hours.
 ATTEMPTS = 12
 #: Time that must lie between two messages that the same thing is wrong (again), unless the caller knows better.
@@ -24,7 +26,7 @@ def announce_open(tx: db.Connection, tenant: TenantId, alert: Alert, *, now: dat
     if told is not None and now - told[0] < hold:
         return False
     store.save_told(tx, tenant, alert.subject, told_at=now, is_open=True)
-    queue(tx, store.list_targets(tx, tenant), alert, now=now)
+    _tell(tx, tenant, alert, now=now)
     return True
 
 
@@ -35,21 +37,41 @@ def announce_over(tx: db.Connection, tenant: TenantId, alert: Alert, *, now: dat
     if told is None or not told[1]:
         return False
     store.save_told(tx, tenant, alert.subject, told_at=told[0], is_open=False)
-    queue(tx, store.list_targets(tx, tenant), alert, now=now)
+    _tell(tx, tenant, alert, now=now)
     return True
 
 
-def queue(tx: db.Connection, targets: Iterable[Target], alert: Alert, *, now: datetime) -> list[str]:
-    """One job per enabled target that wants alerts of this topic; returns the jobs' ids."""
+def _tell(tx: db.Connection, tenant: TenantId, alert: Alert, *, now: datetime) -> None:
+    jobs.add(tx, tenant=tenant, kind=PUBLISH, payload={"event": cloud_event(alert, tenant)}, now=now)
+    queue(tx, store.list_recipients(tx, tenant), alert, now=now)
+
+
+def queue(tx: db.Connection, recipients: Iterable[Recipient], alert: Alert, *, now: datetime) -> list[str]:
+    """One job per enabled recipient that wants alerts of this topic; returns the jobs' ids."""
     topic = alert.type.split(".")[1]
     made = []
-    for target in targets:
-        if target.is_enabled and (not target.topics or topic in target.topics):
-            payload = {"target": target.name, "alert": alert_document(alert)}
-            key = f"{target.name}/{alert.id}"
-            job = jobs.add(tx, tenant=target.tenant, kind=DELIVER, payload=payload, now=now, key=key, max_attempts=ATTEMPTS)
+    for recipient in recipients:
+        if recipient.is_enabled and (not recipient.topics or topic in recipient.topics):
+            payload = {"recipient": recipient.name, "alert": alert_document(alert)}
+            key = f"{recipient.name}/{alert.id}"
+            job = jobs.add(tx, tenant=recipient.tenant, kind=DELIVER, payload=payload, now=now, key=key, max_attempts=ATTEMPTS)
             made += [job] if job else []
     return made
+
+
+def cloud_event(alert: Alert, tenant: TenantId) -> dict[str, Any]:
+    """The alert as a CloudEvent in structured mode (CloudEvents 1.0.2, JSON format). Pure."""
+    return {
+        "specversion": "1.0",
+        "id": alert.id,
+        "source": f"/mooring/{tenant}",
+        "type": alert.type,
+        "subject": alert.subject,
+        "time": alert.time.isoformat().replace("+00:00", "Z"),
+        "datacontenttype": "application/json",
+        "v": 1,
+        "data": {"title": alert.title[:500], "text": alert.text[:4000], "severity": alert.severity, **alert.data},
+    }
 
 
 def alert_document(alert: Alert) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from protocol.ids import DeviceId, TenantId
 #: Types of the events that are sent; consumers ignore those that they do not know.
 ALARM_RAISED, ALARM_REOPENED, ALARM_CLEARED = "mooring.alarm.raised.v1", "mooring.alarm.reopened.v1", "mooring.alarm.cleared.v1"
 RULE_FIRING, RULE_RECOVERED = "mooring.rule.firing.v1", "mooring.rule.recovered.v1"
-TARGET_TEST = "mooring.target.test.v1"
+RECIPIENT_TEST = "mooring.recipient.test.v1"
 
 
-class TargetKind(StrEnum):
+class RecipientKind(StrEnum):
     """How somebody is told."""
 
     WEBHOOK = "webhook"
@@ -23,12 +23,12 @@ class TargetKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Recipient:
     """Who is told of alarms and rules."""
 
     tenant: TenantId
     name: str
-    kind: TargetKind
+    kind: RecipientKind
     #: URL of a webhook, or mail addresses with commas between.
     address: str
     #: Key of the signature ("whsec_" and base64); empty for mail.

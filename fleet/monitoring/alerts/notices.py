@@ -16,12 +16,12 @@ MAX_NAMED = 10
 
 
 def tell(tx: db.Connection, notice: Notice, *, now: datetime) -> list[str]:
-    """Queue the alert for every target that wants alarms, in the transaction of the change; returns the jobs' ids.
+    """Queue the alert for every recipient that wants alarms, in the transaction of the change; returns the jobs' ids.
 
     Whether somebody is to be told (hold time, mute) was decided by who made the notice.
     """
     alert = alert_of(notice, now=now)
-    return announcing.queue(tx, store.list_targets(tx, notice.alarm.tenant), alert, now=now) if alert else []
+    return announcing.queue(tx, store.list_recipients(tx, notice.alarm.tenant), alert, now=now) if alert else []
 
 
 def alert_of(notice: Notice, *, now: datetime) -> Alert | None:

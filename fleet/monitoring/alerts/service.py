@@ -1,4 +1,4 @@
-"""What people do with rules and targets, each with its audit entry; and the tick that evaluates rules."""
+"""What people do with rules and recipients, each with its audit entry; and the tick that evaluates rules."""
 
 import base64
 import re
@@ -17,16 +17,16 @@ from fleet.monitoring import rules as pure
 from fleet.monitoring import service as monitoring
 from fleet.monitoring.alerts import announcing, store
 from fleet.monitoring.alerts.model import (
+    RECIPIENT_TEST,
     RULE_FIRING,
     RULE_RECOVERED,
-    TARGET_TEST,
     Alert,
     FiringRow,
     KeyedState,
+    Recipient,
+    RecipientKind,
     RuleKey,
     StoredRule,
-    Target,
-    TargetKind,
 )
 from fleet.monitoring.model import DeviceView
 from fleet.monitoring.rules import METRICS, Firing, Level, Metric, Rule, RuleState, Sample, Scope
@@ -34,8 +34,8 @@ from protocol.errors import ConflictError, InvalidError, NotFoundError
 from protocol.ids import DeviceId, GroupName, SiteName, TenantId, check_name, new_id
 from protocol.messages import Presence
 
-#: Limits per tenant: rules are evaluated every minute, and an alert goes to every target.
-MAX_RULES, MAX_TARGETS = 200, 50
+#: Limits per tenant: rules are evaluated every minute, and an alert goes to every recipient.
+MAX_RULES, MAX_RECIPIENTS = 200, 50
 #: Devices whose telemetry is read in one query, and rows of it at most: an hour of 100 devices that send every 10 seconds.
 PORTION, MAX_ROWS = 100, 40_000
 #: A test on history looks at so many devices and so far back at most.
@@ -299,48 +299,48 @@ def alert_of(rule: Rule, firing: FiringRow, *, at: datetime) -> Alert:
 # --- who is told ---
 
 
-def list_targets(database: Database, tenant: TenantId, kind: TargetKind | None = None) -> list[Target]:
+def list_recipients(database: Database, tenant: TenantId, kind: RecipientKind | None = None) -> list[Recipient]:
     """Who is told, by name. Raises: UnavailableError."""
     with database.reading() as tx:
-        return store.list_targets(tx, tenant, kind)
+        return store.list_recipients(tx, tenant, kind)
 
 
-def get_target(database: Database, tenant: TenantId, name: str, kind: TargetKind | None = None) -> Target:
-    """The target. Raises: NotFoundError."""
+def get_recipient(database: Database, tenant: TenantId, name: str, kind: RecipientKind | None = None) -> Recipient:
+    """The recipient. Raises: NotFoundError."""
     with database.reading() as tx:
-        found = store.find_target(tx, tenant, name)
+        found = store.find_recipient(tx, tenant, name)
     if found is None or kind not in {None, found.kind}:
-        raise NotFoundError(f"There is no {kind or 'target'} {name!r}.")
+        raise NotFoundError(f"There is no {kind or 'recipient'} {name!r}.")
     return found
 
 
-def create_target(database: Database, *, target: Target, by: Actor, now: datetime, reason: str = "") -> Target:
+def create_recipient(database: Database, *, recipient: Recipient, by: Actor, now: datetime, reason: str = "") -> Recipient:
     """Add who is told; a webhook without a secret gets one, which the answer alone holds. Raises: InvalidError; ConflictError."""
-    check_name(target.name, what="Target")
-    if unknown := set(target.topics) - set(TOPICS):
+    check_name(recipient.name, what="Recipient")
+    if unknown := set(recipient.topics) - set(TOPICS):
         raise InvalidError(f"There are no alerts about {', '.join(sorted(unknown))}.", hint=f"Wanted: {', '.join(TOPICS)}; none for all.")
-    if target.kind is TargetKind.WEBHOOK:
-        _check_url(target.address, allows_private=target.allows_private)
-        secret = check_secret(target.secret) if target.secret else new_secret()
+    if recipient.kind is RecipientKind.WEBHOOK:
+        _check_url(recipient.address, allows_private=recipient.allows_private)
+        secret = check_secret(recipient.secret) if recipient.secret else new_secret()
     else:
         secret = ""
-        target = replace(target, address=",".join(mail_addresses(target.address)))
-    made = replace(target, secret=secret, created_by=str(by), created_at=now, revision=1)
+        recipient = replace(recipient, address=",".join(mail_addresses(recipient.address)))
+    made = replace(recipient, secret=secret, created_by=str(by), created_at=now, revision=1)
     with database.transaction() as tx:
-        if len(store.list_targets(tx, target.tenant)) >= MAX_TARGETS:
-            raise ConflictError(f"There are {MAX_TARGETS} targets, and no more are told.", hint="Delete some.")
-        store.insert_target(tx, made)
+        if len(store.list_recipients(tx, recipient.tenant)) >= MAX_RECIPIENTS:
+            raise ConflictError(f"There are {MAX_RECIPIENTS} recipients, and no more are told.", hint="Delete some.")
+        store.insert_recipient(tx, made)
         detail = {"address": shown_address(made), "topics": list(made.topics), "allows_private": made.allows_private}
         _record(tx, made.tenant, f"{made.kind}.created", f"{made.kind}/{made.name}", by, now, reason, detail)
     return made
 
 
-def delete_target(
+def delete_recipient(
     database: Database,
     *,
     tenant: TenantId,
     name: str,
-    kind: TargetKind,
+    kind: RecipientKind,
     by: Actor,
     now: datetime,
     expected_revision: int | None,
@@ -348,20 +348,20 @@ def delete_target(
 ) -> None:
     """Tell them no more. Raises: NotFoundError; StaleRevisionError."""
     with database.transaction() as tx:
-        found = store.find_target(tx, tenant, name)
+        found = store.find_recipient(tx, tenant, name)
         if found is None or found.kind is not kind:
             raise NotFoundError(f"There is no {kind} {name!r}.")
         db.check_revision(found.revision, expected_revision, what=f"{kind} {name}")
-        store.delete_target(tx, tenant, name)
+        store.delete_recipient(tx, tenant, name)
         _record(tx, tenant, f"{kind}.deleted", f"{kind}/{name}", by, now, reason, {"address": shown_address(found)})
 
 
-def try_target(database: Database, *, tenant: TenantId, name: str, kind: TargetKind, by: Actor, now: datetime) -> str:
+def try_recipient(database: Database, *, tenant: TenantId, name: str, kind: RecipientKind, by: Actor, now: datetime) -> str:
     """Queue a message that says that this is a test; returns the job. Raises: NotFoundError."""
-    found = get_target(database, tenant, name, kind)
+    found = get_recipient(database, tenant, name, kind)
     alert = Alert(
         id=new_id("test"),
-        type=TARGET_TEST,
+        type=RECIPIENT_TEST,
         subject=f"{kind}/{name}",
         time=now,
         title="A test of Mooring",
@@ -375,9 +375,11 @@ def try_target(database: Database, *, tenant: TenantId, name: str, kind: TargetK
     return made[0]
 
 
-def shown_address(target: Target) -> str:
+def shown_address(recipient: Recipient) -> str:
     """The address without what may be secret in it: a webhook's query."""
-    return target.address if target.kind is TargetKind.MAIL else urlsplit(target.address)._replace(query="", fragment="").geturl()
+    if recipient.kind is RecipientKind.MAIL:
+        return recipient.address
+    return urlsplit(recipient.address)._replace(query="", fragment="").geturl()
 
 
 def new_secret() -> str:

@@ -16,10 +16,10 @@ from fleet.monitoring.alerts.model import (
     FiringRow,
     FleetPoint,
     KeyedState,
+    Recipient,
+    RecipientKind,
     RuleKey,
     StoredRule,
-    Target,
-    TargetKind,
 )
 from fleet.monitoring.model import TelemetryRow
 from fleet.monitoring.rules import Comparison, Level, Metric, Rule, RuleState, Scope
@@ -79,8 +79,8 @@ firings = sa.Table(
     sa.Index("ix_alert_firings_until", "tenant", "until"),
 )
 
-targets = sa.Table(
-    "alert_targets",
+recipients = sa.Table(
+    "alert_recipients",
     db.metadata,
     db.tenant_column(),
     sa.Column("name", sa.String(63), primary_key=True),
@@ -274,42 +274,42 @@ def delete_old(tx: db.Connection, tenant: TenantId, *, before: datetime, hours_b
 # --- who is told ---
 
 
-def list_targets(tx: db.Connection, tenant: TenantId, kind: TargetKind | None = None) -> list[Target]:
-    """All targets by name, of one kind or both."""
-    statement = sa.select(targets).where(targets.c.tenant == tenant).order_by(targets.c.name)
+def list_recipients(tx: db.Connection, tenant: TenantId, kind: RecipientKind | None = None) -> list[Recipient]:
+    """All recipients by name, of one kind or both."""
+    statement = sa.select(recipients).where(recipients.c.tenant == tenant).order_by(recipients.c.name)
     if kind is not None:
-        statement = statement.where(targets.c.kind == str(kind))
-    return [_target(row) for row in tx.execute(statement)]
+        statement = statement.where(recipients.c.kind == str(kind))
+    return [_recipient(row) for row in tx.execute(statement)]
 
 
-def find_target(tx: db.Connection, tenant: TenantId, name: str) -> Target | None:
-    """The target, or None."""
-    row = tx.execute(sa.select(targets).where(targets.c.tenant == tenant, targets.c.name == name)).one_or_none()
-    return _target(row) if row else None
+def find_recipient(tx: db.Connection, tenant: TenantId, name: str) -> Recipient | None:
+    """The recipient, or None."""
+    row = tx.execute(sa.select(recipients).where(recipients.c.tenant == tenant, recipients.c.name == name)).one_or_none()
+    return _recipient(row) if row else None
 
 
-def insert_target(tx: db.Connection, target: Target) -> None:
-    """Keep a new target. Raises: ConflictError when its name is taken."""
+def insert_recipient(tx: db.Connection, recipient: Recipient) -> None:
+    """Keep a new recipient. Raises: ConflictError when its name is taken."""
     values = {
-        "tenant": target.tenant,
-        "name": target.name,
-        "kind": str(target.kind),
-        "address": target.address,
-        "secret": target.secret,
-        "allows_private": target.allows_private,
-        "topics": ",".join(target.topics),
-        "is_enabled": target.is_enabled,
-        "created_by": target.created_by,
-        "created_at": target.created_at,
-        "revision": target.revision,
+        "tenant": recipient.tenant,
+        "name": recipient.name,
+        "kind": str(recipient.kind),
+        "address": recipient.address,
+        "secret": recipient.secret,
+        "allows_private": recipient.allows_private,
+        "topics": ",".join(recipient.topics),
+        "is_enabled": recipient.is_enabled,
+        "created_by": recipient.created_by,
+        "created_at": recipient.created_at,
+        "revision": recipient.revision,
     }
-    if not db.insert_ignore(tx, targets, values):
-        raise ConflictError(f"There already is a target {target.name!r}.", hint="Delete it first, or take another name.")
+    if not db.insert_ignore(tx, recipients, values):
+        raise ConflictError(f"There already is a recipient {recipient.name!r}.", hint="Delete it first, or take another name.")
 
 
-def delete_target(tx: db.Connection, tenant: TenantId, name: str) -> None:
-    """Forget the target."""
-    tx.execute(sa.delete(targets).where(targets.c.tenant == tenant, targets.c.name == name))
+def delete_recipient(tx: db.Connection, tenant: TenantId, name: str) -> None:
+    """Forget the recipient."""
+    tx.execute(sa.delete(recipients).where(recipients.c.tenant == tenant, recipients.c.name == name))
 
 
 def find_told(tx: db.Connection, tenant: TenantId, subject: str) -> tuple[datetime, bool] | None:
@@ -480,11 +480,11 @@ def _firing_values(row: FiringRow) -> dict[str, Any]:
     }
 
 
-def _target(row: Any) -> Target:
-    return Target(
+def _recipient(row: Any) -> Recipient:
+    return Recipient(
         tenant=TenantId(row.tenant),
         name=row.name,
-        kind=TargetKind(row.kind),
+        kind=RecipientKind(row.kind),
         address=row.address,
         secret=row.secret,
         allows_private=row.allows_private,

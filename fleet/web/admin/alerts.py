@@ -7,7 +7,7 @@ from pydantic import Field
 
 from fleet import jobs
 from fleet.monitoring.alerts import announcing, service
-from fleet.monitoring.alerts.model import FiringRow, StoredRule, Target, TargetKind
+from fleet.monitoring.alerts.model import FiringRow, Recipient, RecipientKind, StoredRule
 from fleet.monitoring.rules import METRICS, Comparison, Metric, Rule, Scope, words_of
 from fleet.web import rest
 from fleet.web.admin.bodies import Body, Reason, ReasonBody, ShortText
@@ -18,8 +18,8 @@ from protocol.ids import NAME_PATTERN
 router = APIRouter(tags=["alerts"], route_class=IdempotentRoute)
 ReadsRules = Annotated[Caller, Depends(require("rules:read"))]
 WritesRules = Annotated[Caller, Depends(require("rules:write"))]
-ReadsTargets = Annotated[Caller, Depends(require("webhooks:read"))]
-WritesTargets = Annotated[Caller, Depends(require("webhooks:write"))]
+ReadsRecipients = Annotated[Caller, Depends(require("webhooks:read"))]
+WritesRecipients = Annotated[Caller, Depends(require("webhooks:write"))]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 #: Firings and deliveries looked at for one list.
 MOST = 1000
@@ -84,7 +84,7 @@ class NewWebhook(Body):
     reason: Reason = ""
 
 
-class NewMailTarget(Body):
+class NewMailRecipient(Body):
     """To whom alerts are mailed."""
 
     name: Name
@@ -192,91 +192,91 @@ def list_firings(
 
 
 @router.get("/webhooks")
-def list_webhooks(request: Request, caller: ReadsTargets, page: Annotated[Page, Depends(page_of)]) -> Response:
+def list_webhooks(request: Request, caller: ReadsRecipients, page: Annotated[Page, Depends(page_of)]) -> Response:
     """Webhooks by name, without their secrets."""
-    return _targets(request, caller, page, TargetKind.WEBHOOK)
+    return _recipients(request, caller, page, RecipientKind.WEBHOOK)
 
 
 @router.post("/webhooks")
-def create_webhook(request: Request, body: NewWebhook, caller: WritesTargets) -> Response:
+def create_webhook(request: Request, body: NewWebhook, caller: WritesRecipients) -> Response:
     """Add a webhook. Its secret is in this answer and nowhere else."""
     services, given = services_of(request), body.secret or ""
-    target = Target(
-        caller.tenant, body.name, TargetKind.WEBHOOK, body.url, given, allows_private=body.allow_private, topics=tuple(body.topics)
+    recipient = Recipient(
+        caller.tenant, body.name, RecipientKind.WEBHOOK, body.url, given, allows_private=body.allow_private, topics=tuple(body.topics)
     )
-    made = service.create_target(services.database, target=target, by=caller.actor, now=services.clock.now(), reason=body.reason)
-    document = {**target_json(made), **({} if given else {"secret": made.secret})}
+    made = service.create_recipient(services.database, recipient=recipient, by=caller.actor, now=services.clock.now(), reason=body.reason)
+    document = {**recipient_json(made), **({} if given else {"secret": made.secret})}
     return rest.one(document, revision=1, status=201, location=f"/api/v1/webhooks/{body.name}")
 
 
 @router.get("/webhooks/{name}")
-def get_webhook(request: Request, name: str, caller: ReadsTargets) -> Response:
+def get_webhook(request: Request, name: str, caller: ReadsRecipients) -> Response:
     """One webhook with its latest deliveries."""
-    return _target(request, caller, name, TargetKind.WEBHOOK)
+    return _recipient(request, caller, name, RecipientKind.WEBHOOK)
 
 
 @router.delete("/webhooks/{name}", status_code=204)
-def delete_webhook(request: Request, name: str, caller: WritesTargets, body: ReasonBody | None = None) -> Response:
+def delete_webhook(request: Request, name: str, caller: WritesRecipients, body: ReasonBody | None = None) -> Response:
     """Tell it no more; needs If-Match."""
-    return _delete(request, caller, name, TargetKind.WEBHOOK, body)
+    return _delete(request, caller, name, RecipientKind.WEBHOOK, body)
 
 
 @router.post("/webhooks/{name}/test", status_code=202)
-def try_webhook(request: Request, name: str, caller: WritesTargets) -> Response:
+def try_webhook(request: Request, name: str, caller: WritesRecipients) -> Response:
     """Send a message that says that it is a test; how it went stands under the webhook's deliveries."""
-    return _try(request, caller, name, TargetKind.WEBHOOK)
+    return _try(request, caller, name, RecipientKind.WEBHOOK)
 
 
-@router.get("/mail-targets")
-def list_mail_targets(request: Request, caller: ReadsTargets, page: Annotated[Page, Depends(page_of)]) -> Response:
+@router.get("/mail-recipients")
+def list_mail_recipients(request: Request, caller: ReadsRecipients, page: Annotated[Page, Depends(page_of)]) -> Response:
     """To whom alerts are mailed."""
-    return _targets(request, caller, page, TargetKind.MAIL)
+    return _recipients(request, caller, page, RecipientKind.MAIL)
 
 
-@router.post("/mail-targets")
-def create_mail_target(request: Request, body: NewMailTarget, caller: WritesTargets) -> Response:
+@router.post("/mail-recipients")
+def create_mail_recipient(request: Request, body: NewMailRecipient, caller: WritesRecipients) -> Response:
     """Mail alerts to these addresses."""
     services = services_of(request)
-    target = Target(caller.tenant, body.name, TargetKind.MAIL, ",".join(body.addresses), topics=tuple(body.topics))
-    made = service.create_target(services.database, target=target, by=caller.actor, now=services.clock.now(), reason=body.reason)
-    return rest.one(target_json(made), revision=1, status=201, location=f"/api/v1/mail-targets/{body.name}")
+    recipient = Recipient(caller.tenant, body.name, RecipientKind.MAIL, ",".join(body.addresses), topics=tuple(body.topics))
+    made = service.create_recipient(services.database, recipient=recipient, by=caller.actor, now=services.clock.now(), reason=body.reason)
+    return rest.one(recipient_json(made), revision=1, status=201, location=f"/api/v1/mail-recipients/{body.name}")
 
 
-@router.get("/mail-targets/{name}")
-def get_mail_target(request: Request, name: str, caller: ReadsTargets) -> Response:
+@router.get("/mail-recipients/{name}")
+def get_mail_recipient(request: Request, name: str, caller: ReadsRecipients) -> Response:
     """One of them with its latest deliveries."""
-    return _target(request, caller, name, TargetKind.MAIL)
+    return _recipient(request, caller, name, RecipientKind.MAIL)
 
 
-@router.delete("/mail-targets/{name}", status_code=204)
-def delete_mail_target(request: Request, name: str, caller: WritesTargets, body: ReasonBody | None = None) -> Response:
+@router.delete("/mail-recipients/{name}", status_code=204)
+def delete_mail_recipient(request: Request, name: str, caller: WritesRecipients, body: ReasonBody | None = None) -> Response:
     """Mail them no more; needs If-Match."""
-    return _delete(request, caller, name, TargetKind.MAIL, body)
+    return _delete(request, caller, name, RecipientKind.MAIL, body)
 
 
-@router.post("/mail-targets/{name}/test", status_code=202)
-def try_mail_target(request: Request, name: str, caller: WritesTargets) -> Response:
+@router.post("/mail-recipients/{name}/test", status_code=202)
+def try_mail_recipient(request: Request, name: str, caller: WritesRecipients) -> Response:
     """Send a mail that says that it is a test."""
-    return _try(request, caller, name, TargetKind.MAIL)
+    return _try(request, caller, name, RecipientKind.MAIL)
 
 
-def _targets(request: Request, caller: Caller, page: Page, kind: TargetKind) -> Response:
-    found = service.list_targets(services_of(request).database, caller.tenant, kind)
-    return rest.listed(request, page, page.take(found, lambda one: one.name), key=lambda one: one.name, render=target_json)
+def _recipients(request: Request, caller: Caller, page: Page, kind: RecipientKind) -> Response:
+    found = service.list_recipients(services_of(request).database, caller.tenant, kind)
+    return rest.listed(request, page, page.take(found, lambda one: one.name), key=lambda one: one.name, render=recipient_json)
 
 
-def _target(request: Request, caller: Caller, name: str, kind: TargetKind) -> Response:
+def _recipient(request: Request, caller: Caller, name: str, kind: RecipientKind) -> Response:
     database = services_of(request).database
-    found = service.get_target(database, caller.tenant, name, kind)
+    found = service.get_recipient(database, caller.tenant, name, kind)
     with database.reading() as tx:
         queued = jobs.list_jobs(tx, caller.tenant, kind=announcing.DELIVER, limit=MOST)
-    mine = [delivery_json(job) for job in queued if job.payload["target"] == name]
-    return rest.one({**target_json(found), "deliveries": mine[:20]}, revision=found.revision)
+    mine = [delivery_json(job) for job in queued if job.payload["recipient"] == name]
+    return rest.one({**recipient_json(found), "deliveries": mine[:20]}, revision=found.revision)
 
 
-def _delete(request: Request, caller: Caller, name: str, kind: TargetKind, body: ReasonBody | None) -> Response:
+def _delete(request: Request, caller: Caller, name: str, kind: RecipientKind, body: ReasonBody | None) -> Response:
     services = services_of(request)
-    service.delete_target(
+    service.delete_recipient(
         services.database,
         tenant=caller.tenant,
         name=name,
@@ -289,9 +289,9 @@ def _delete(request: Request, caller: Caller, name: str, kind: TargetKind, body:
     return Response(status_code=204)
 
 
-def _try(request: Request, caller: Caller, name: str, kind: TargetKind) -> Response:
+def _try(request: Request, caller: Caller, name: str, kind: RecipientKind) -> Response:
     services = services_of(request)
-    job = service.try_target(services.database, tenant=caller.tenant, name=name, kind=kind, by=caller.actor, now=services.clock.now())
+    job = service.try_recipient(services.database, tenant=caller.tenant, name=name, kind=kind, by=caller.actor, now=services.clock.now())
     return rest.one({"job": job}, status=202)
 
 
@@ -355,17 +355,21 @@ def firing_json(row: FiringRow) -> dict[str, Any]:
     }
 
 
-def target_json(target: Target) -> dict[str, Any]:
-    """A target as the API answers it: never its secret, nor the query of its address."""
-    shown = service.shown_address(target)
-    where = {"url": shown, "allow_private": target.allows_private} if target.kind is TargetKind.WEBHOOK else {"addresses": shown.split(",")}
+def recipient_json(recipient: Recipient) -> dict[str, Any]:
+    """A recipient as the API answers it: never its secret, nor the query of its address."""
+    shown = service.shown_address(recipient)
+    where = (
+        {"url": shown, "allow_private": recipient.allows_private}
+        if recipient.kind is RecipientKind.WEBHOOK
+        else {"addresses": shown.split(",")}
+    )
     return {
-        "name": target.name,
+        "name": recipient.name,
         **where,
-        "topics": list(target.topics),
-        "created_by": target.created_by,
-        "created_at": rest.iso(target.created_at),
-        "revision": target.revision,
+        "topics": list(recipient.topics),
+        "created_by": recipient.created_by,
+        "created_at": rest.iso(recipient.created_at),
+        "revision": recipient.revision,
     }
 
 

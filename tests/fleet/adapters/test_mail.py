@@ -10,13 +10,13 @@ from simulators.smtp import smtp_server
 
 from fleet.adapters import mail
 from fleet.adapters.mail import Encryption, MailServer
-from fleet.monitoring.alerts.model import Alert, Target, TargetKind
+from fleet.monitoring.alerts.model import Alert, Recipient, RecipientKind
 from protocol.errors import ConfigError, TransferError
 from protocol.ids import DEFAULT_TENANT
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ALERT = Alert("a-1", "mooring.alarm.raised.v1", "alarm/x", NOW, "Drift on cam-1", "Bild dunkler – seit 14:10.", "error")
-TARGET = Target(DEFAULT_TENANT, "people", TargetKind.MAIL, "maria@example.org,ola@example.org")
+RECIPIENT = Recipient(DEFAULT_TENANT, "people", RecipientKind.MAIL, "maria@example.org,ola@example.org")
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def trust(authority) -> ssl.SSLContext:
 
 def send(server, encryption: Encryption, *, trust=None, user: str = "", password: str = "", alert: Alert = ALERT) -> None:
     settings = MailServer("localhost", server.port, encryption, "mooring@example.org", user, lambda: password)
-    message = mail.message_of(alert, TARGET, sender=settings.sender, console_url="https://mooring.example", now=NOW)
-    mail.deliver(settings, TARGET, message, trust=trust)
+    message = mail.message_of(alert, RECIPIENT, sender=settings.sender, console_url="https://mooring.example", now=NOW)
+    mail.deliver(settings, RECIPIENT, message, trust=trust)
 
 
 def test_a_mail_arrives_over_starttls_after_a_login(files, trust):
@@ -98,4 +98,4 @@ def test_what_a_device_named_stays_in_its_line():
 
 def test_without_a_mail_server_the_setting_is_named():
     with pytest.raises(ConfigError, match=r"mail\.host"):
-        mail.deliver(None, TARGET, mail.message_of(ALERT, TARGET, sender="a@b", console_url="", now=NOW))
+        mail.deliver(None, RECIPIENT, mail.message_of(ALERT, RECIPIENT, sender="a@b", console_url="", now=NOW))

@@ -13,7 +13,7 @@ from simulators.identities import Authority
 from simulators.webhook import webhook_server
 
 from fleet.adapters import addresses, cloudevents, webhook
-from fleet.monitoring.alerts.model import Alert, Target, TargetKind
+from fleet.monitoring.alerts.model import Alert, Recipient, RecipientKind
 from fleet.monitoring.alerts.service import new_secret
 from protocol.errors import ForbiddenError, TransferError
 from protocol.ids import DEFAULT_TENANT
@@ -23,12 +23,12 @@ ALERT = Alert("a-1", "mooring.alarm.raised.v1", "alarm/x", NOW, "Drift on cam-1"
 SECRET = new_secret()
 
 
-def target(url: str, *, allows_private: bool = True) -> Target:
-    return Target(DEFAULT_TENANT, "pager", TargetKind.WEBHOOK, url, SECRET, allows_private)
+def recipient(url: str, *, allows_private: bool = True) -> Recipient:
+    return Recipient(DEFAULT_TENANT, "pager", RecipientKind.WEBHOOK, url, SECRET, allows_private)
 
 
 def deliver(url: str, *, allows_private: bool = True, **more) -> int:
-    return webhook.deliver(target(url, allows_private=allows_private), ALERT, now=NOW, **more)
+    return webhook.deliver(recipient(url, allows_private=allows_private), ALERT, now=NOW, **more)
 
 
 def test_a_cloudevent_arrives_that_the_receiver_can_prove():

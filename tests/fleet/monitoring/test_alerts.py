@@ -13,7 +13,8 @@ from fleet.devices import groups
 from fleet.devices import store as device_store
 from fleet.devices.model import Device, DeviceState
 from fleet.monitoring.alerts import announcing, history, service, store
-from fleet.monitoring.alerts.model import Alert, Counted, Target, TargetKind
+from fleet.monitoring.alerts.model import Alert, Counted, Recipient, RecipientKind
+from fleet.monitoring.drift_alarms import PUBLISH_ALARM
 from fleet.monitoring.ingest import IngestRules, ingest_batch
 from fleet.monitoring.rules import Comparison, Metric, Rule, Scope
 from protocol.clock import to_unix_ms
@@ -23,7 +24,7 @@ from protocol.ids import DEFAULT_TENANT, DeviceId, DeviceTypeName
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 OPERATOR = Actor(ActorKind.PERSON, "root")
 SLOW = Rule("slow", Metric.LATENCY_P99, Comparison.ABOVE, threshold=50.0, recovers_at=40.0, window_s=60.0, for_s=60.0)
-HOOK = Target(DEFAULT_TENANT, "pager", TargetKind.WEBHOOK, "https://example.org/hook")
+HOOK = Recipient(DEFAULT_TENANT, "pager", RecipientKind.WEBHOOK, "https://example.org/hook")
 MESSAGES: dict[str, int] = {}
 
 
@@ -92,10 +93,10 @@ def look(database: Database, seconds: float) -> int:
     return service.evaluate(database, DEFAULT_TENANT, now=at(seconds))
 
 
-def test_a_rule_fires_on_the_device_that_is_slow_and_tells_each_target_once(fleet: Database):
+def test_a_rule_fires_on_the_device_that_is_slow_and_tells_each_recipient_once(fleet: Database):
     make(fleet, SLOW)
-    service.create_target(fleet, target=HOOK, by=OPERATOR, now=START)
-    service.create_target(fleet, target=replace(HOOK, name="drift-only", topics=("alarm",)), by=OPERATOR, now=START)
+    service.create_recipient(fleet, recipient=HOOK, by=OPERATOR, now=START)
+    service.create_recipient(fleet, recipient=replace(HOOK, name="drift-only", topics=("alarm",)), by=OPERATOR, now=START)
     for minute in range(4):
         perf(fleet, "cam-1", at(60 * minute), 80.0 + minute)
         perf(fleet, "cam-2", at(60 * minute), 10.0)
@@ -103,8 +104,11 @@ def test_a_rule_fires_on_the_device_that_is_slow_and_tells_each_target_once(flee
     [firing] = service.list_firings(fleet, DEFAULT_TENANT, is_open=True)
     assert (firing.rule, firing.key.device, firing.key.pipeline, firing.since, firing.worst) == ("slow", "cam-1", "front", at(60), 83.0)
     [told] = queued(fleet)
-    assert (told["target"], told["alert"]["type"]) == ("pager", "mooring.rule.firing.v1")
+    assert (told["recipient"], told["alert"]["type"]) == ("pager", "mooring.rule.firing.v1")
     assert told["alert"]["title"] == "slow fires on cam-1/front"
+    with fleet.reading() as tx:
+        [published] = jobs.list_jobs(tx, DEFAULT_TENANT, kind=PUBLISH_ALARM)
+    assert (published.payload["event"]["type"], published.payload["event"]["subject"]) == (told["alert"]["type"], told["alert"]["subject"])
     assert look(fleet, 200) == 0, "a second look at the same moment changes nothing"
     for minute in range(4, 7):
         perf(fleet, "cam-1", at(60 * minute), 12.0)
@@ -115,7 +119,7 @@ def test_a_rule_fires_on_the_device_that_is_slow_and_tells_each_target_once(flee
 
 
 def test_what_was_told_is_not_told_again_within_the_hold_time(fleet: Database):
-    service.create_target(fleet, target=HOOK, by=OPERATOR, now=START)
+    service.create_recipient(fleet, recipient=HOOK, by=OPERATOR, now=START)
     alert = Alert("a-1", "mooring.alarm.raised.v1", "alarm/x", START, "t", "x", "error")
     with fleet.transaction() as tx:
         assert announcing.announce_open(tx, DEFAULT_TENANT, alert, now=START)
@@ -128,7 +132,7 @@ def test_what_was_told_is_not_told_again_within_the_hold_time(fleet: Database):
 
 
 def test_an_alert_that_is_rolled_back_is_told_to_nobody(fleet: Database):
-    service.create_target(fleet, target=HOOK, by=OPERATOR, now=START)
+    service.create_recipient(fleet, recipient=HOOK, by=OPERATOR, now=START)
     alert = Alert("a", "mooring.alarm.raised.v1", "s", START, "t", "x", "error")
 
     def fail() -> None:
@@ -218,8 +222,8 @@ def test_a_rule_is_tested_on_history_without_changing_anything(fleet: Database):
         service.try_rule(fleet, tenant=DEFAULT_TENANT, rule=SLOW, now=at(3600), hours=1000)
 
 
-def test_targets_are_checked_and_their_secrets_are_not_told(fleet: Database):
-    made = service.create_target(fleet, target=HOOK, by=OPERATOR, now=START)
+def test_recipients_are_checked_and_their_secrets_are_not_told(fleet: Database):
+    made = service.create_recipient(fleet, recipient=HOOK, by=OPERATOR, now=START)
     assert made.secret.startswith("whsec_")
     assert made.secret not in repr(made)
     bad = {
@@ -233,16 +237,16 @@ def test_targets_are_checked_and_their_secrets_are_not_told(fleet: Database):
     }
     for url, text in bad.items():
         with pytest.raises(InvalidError, match=text):
-            service.create_target(fleet, target=replace(HOOK, name="other", address=url), by=OPERATOR, now=START)
-    mail = replace(HOOK, name="people", kind=TargetKind.MAIL, address="a@example.org, b@example.org")
-    assert service.create_target(fleet, target=mail, by=OPERATOR, now=START).address == "a@example.org,b@example.org"
+            service.create_recipient(fleet, recipient=replace(HOOK, name="other", address=url), by=OPERATOR, now=START)
+    mail = replace(HOOK, name="people", kind=RecipientKind.MAIL, address="a@example.org, b@example.org")
+    assert service.create_recipient(fleet, recipient=mail, by=OPERATOR, now=START).address == "a@example.org,b@example.org"
     for address in ("nobody", "a@b\r\nBcc: c@d", "", "a@example.org," * 30):
         with pytest.raises(InvalidError):
-            service.create_target(fleet, target=replace(mail, name="other", address=address), by=OPERATOR, now=START)
+            service.create_recipient(fleet, recipient=replace(mail, name="other", address=address), by=OPERATOR, now=START)
     with pytest.raises(InvalidError, match="no alerts about"):
-        service.create_target(fleet, target=replace(HOOK, name="other", topics=("weather",)), by=OPERATOR, now=START)
+        service.create_recipient(fleet, recipient=replace(HOOK, name="other", topics=("weather",)), by=OPERATOR, now=START)
     with pytest.raises(ConflictError):
-        service.create_target(fleet, target=HOOK, by=OPERATOR, now=START)
+        service.create_recipient(fleet, recipient=HOOK, by=OPERATOR, now=START)
     with fleet.reading() as tx:
         told = [str(one.detail) for one in audit.list_entries(tx, DEFAULT_TENANT)]
     assert not any(made.secret in one for one in told)

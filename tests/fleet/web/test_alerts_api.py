@@ -100,7 +100,7 @@ def test_a_webhook_gets_what_it_is_sent_and_its_deliveries_are_kept(site: Consol
         assert (done["state"], done["attempts"]) == ("done", 2)
     first, second = server.received
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
-    assert json.loads(second.body)["type"] == "mooring.target.test.v1"
+    assert json.loads(second.body)["type"] == "mooring.recipient.test.v1"
     everything = root.get("/webhooks/pager").text + root.get("/webhooks").text
     assert made.json()["secret"] not in everything
     assert "hidden" not in everything
@@ -117,7 +117,7 @@ def deliver_again(site: ConsoleSite, job: str) -> None:
     assert jobs.work_once(database, later, {DELIVER: handler}) is not None
 
 
-def test_what_is_queued_for_a_target_that_is_gone_is_told_to_nobody(site: ConsoleSite):
+def test_what_is_queued_for_a_recipient_that_is_gone_is_told_to_nobody(site: ConsoleSite):
     root = site.tokens.root
     with webhook_server() as server:
         root.post("/webhooks", json={"name": "gone", "url": f"http://127.0.0.1:{server.port}/", "allow_private": True})
@@ -129,7 +129,7 @@ def test_what_is_queued_for_a_target_that_is_gone_is_told_to_nobody(site: Consol
 
 def test_operators_neither_see_nor_change_who_is_told(site: ConsoleSite):
     assert site.tokens.ola.get("/webhooks").status_code == 403
-    assert site.tokens.ola.post("/mail-targets", json={"name": "x", "addresses": ["a@example.org"]}).status_code == 403
+    assert site.tokens.ola.post("/mail-recipients", json={"name": "x", "addresses": ["a@example.org"]}).status_code == 403
 
 
 def test_the_command_line_makes_tests_and_deletes_a_rule(run):

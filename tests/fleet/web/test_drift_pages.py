@@ -8,8 +8,8 @@ from simulators.drift_site import add_drift
 from fleet.jobs import list_jobs
 from fleet.monitoring import drift_service
 from fleet.monitoring.alerts.announcing import DELIVER
-from fleet.monitoring.alerts.model import Target, TargetKind
-from fleet.monitoring.alerts.service import create_target
+from fleet.monitoring.alerts.model import Recipient, RecipientKind
+from fleet.monitoring.alerts.service import create_recipient
 from fleet.monitoring.drift_alarms import DETECTOR
 from protocol.ids import DEFAULT_TENANT
 
@@ -37,8 +37,8 @@ def vera(site):
 def alarm(site, ola):
     for path, text in (("/alarms", "No open alarms"), ("/drift", "mooring drift reference import")):
         assert text in ola.get(path).text
-    target = Target(DEFAULT_TENANT, "pager", TargetKind.WEBHOOK, "https://example.org/hook")
-    create_target(site.ground.database, target=target, by=DETECTOR, now=site.services.clock.now())
+    recipient = Recipient(DEFAULT_TENANT, "pager", RecipientKind.WEBHOOK, "https://example.org/hook")
+    create_recipient(site.ground.database, recipient=recipient, by=DETECTOR, now=site.services.clock.now())
     site.online("cam-1")
     return add_drift(site.ground.database, site.ingest, "cam-1", now=site.services.clock.now())
 
