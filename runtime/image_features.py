@@ -41,6 +41,8 @@ DARK, GLARE = 20.0, 235.0
 EDGE = 48.0
 #: Side of the blocks of a JPEG picture.
 BLOCK = 8
+#: Added to answers of the filters before their logarithm, of 255: weaker ones are rounding.
+_FAINT = np.float32(0.5)
 #: Cells of the histogram behind the entropy.
 _CELLS = 64
 _LUMA = {Color.RGB: (0.299, 0.587, 0.114), Color.BGR: (0.114, 0.587, 0.299), Color.GRAY: (1.0,)}
@@ -131,14 +133,18 @@ class Pictures:
         out[10] = _blockiness(steps)
 
     def _respond(self, gray: Array) -> None:
-        """Mean size and deviation of the eight filters' answers, brought to eight numbers."""
+        """How strong each filter answers beside the others, and how peaked, brought to eight numbers.
+
+        What all answers share is taken out: it is contrast and sharpness, which have numbers of their own, and would drown the rest.
+        """
         if min(gray.shape) < FILTER_SIDE or self._filters is None:
             self.responses[:] = 0.0
             return
         patches = np.lib.stride_tricks.sliding_window_view(gray, (FILTER_SIDE, FILTER_SIDE)).reshape(-1, FILTER_SIDE**2)
         answers = patches @ self._filters
-        seen = np.concatenate([np.abs(answers).mean(axis=0), answers.std(axis=0)])
-        np.matmul(np.log1p(seen), self._signs, out=self.responses)
+        strong = np.log(np.abs(answers).mean(axis=0) + _FAINT)
+        peaked = np.log(answers.std(axis=0) + _FAINT) - strong
+        np.matmul(np.concatenate([strong - strong.mean(), peaked - peaked.mean()]), self._signs, out=self.responses)
 
 
 class _Views:

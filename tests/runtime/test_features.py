@@ -119,6 +119,19 @@ def test_each_number_moves_with_what_it_is_named_after(name, change, grows, side
     assert (after > before) if grows else (after < before)
 
 
+def test_responses_of_the_filters_tell_textures_apart_and_not_contrast():
+    rows, columns = np.mgrid[0:48, 0:48]
+    lying, standing = (128 + 90 * np.sin(axis / 1.5) for axis in (rows, columns))
+
+    def responses(gray: np.ndarray) -> np.ndarray:
+        seen = numbers(np.clip(gray, 0, 255).astype(np.uint8)[:, :, None], color="GRAY")
+        return np.array([seen[name] for name in EMBEDDING_NUMBERS])
+
+    fainter = np.abs(responses(lying) - responses(128 + 0.6 * (lying - 128))).max()
+    turned = np.abs(responses(lying) - responses(standing)).max()
+    assert turned > 5 * fainter
+
+
 def test_large_pictures_are_looked_at_in_a_bounded_number_of_pixels(monkeypatch):
     import runtime.image_features as module
 

@@ -12,6 +12,7 @@ from simulators.task_models import counter_slot, halving_slot, ssd_slot, yolo_sl
 
 from agent.slots import SLOT_FILES
 from fleet.registry import profiling, service, store
+from fleet.registry.importing import inspect_upload
 from fleet.registry.model import ModelVersion, ReleaseState
 from fleet.registry.profiling import Profiled, make_in_child
 from fleet.registry.repository import target_files
@@ -24,7 +25,7 @@ from protocol.trust.metadata import parse_target_path
 from runtime.base import BackendOptions
 from runtime.features import Extractor
 from runtime.loader import load_first, read_slot
-from runtime.manifest import from_bytes, load_draft
+from runtime.manifest import from_bytes, load_draft, parse_draft
 from runtime.postprocess import answerer_for
 from runtime.preprocess import Preprocessor, compile_plan
 
@@ -211,3 +212,20 @@ def test_models_of_every_task_are_profiled_without_labels(make, tmp_path):
     assert found.profile.reference.rows == COUNT
     assert any(name.startswith("sensor." if manifest.window else "image.") for name in names)
     assert Extractor(manifest, names).names == tuple(names)
+
+
+def test_a_model_from_the_field_is_watched_by_all_numbers_of_a_street(data_dir, tmp_path):
+    cv2 = pytest.importorskip("cv2", reason="needs OpenCV to read the video")
+    capture, frames = cv2.VideoCapture(str(data_dir / "video" / "car-detection.mp4")), []
+    while len(frames) < COUNT:
+        is_there, frame = capture.read()
+        assert is_there
+        frames.append(cv2.resize(frame, (160, 120))[:, :, ::-1])
+    capture.release()
+    np.savez(tmp_path / "street.npz", frames=np.array(frames))
+    draft = parse_draft({"task": "classification", "labels": ["none", "person"], "preprocess": {"color": "RGB"}, "device_types": ["t"]})
+    found = inspect_upload(data_dir / "models" / "vww_96_int8.tflite", draft, evaluation=tmp_path / "street.npz").profiled
+    names = {feature.name for feature in found.profile.grid.features}
+    assert {"image.red", "image.noise", "image.blocks", "output.entropy"} <= names
+    assert sum(name.startswith("embedding.") for name in names) >= 6
+    assert found.profile.reference.effective < COUNT / 3  # neighbouring frames repeat each other
