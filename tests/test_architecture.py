@@ -38,6 +38,9 @@ ONLY_IMPORTERS: dict[str, tuple[str, ...]] = {
 
 #: Pure deciders: values in, values out. They import nothing that acts.
 DECIDERS = (
+    "agent/drift/check.py",
+    "agent/drift/conditions.py",
+    "agent/drift/sending.py",
     "agent/update/states.py",
     "agent/update/acceptance.py",
     "agent/update/probe.py",

@@ -17,7 +17,8 @@ from protocol.errors import DeviceError
 from protocol.messages import DriftPipeline
 
 if TYPE_CHECKING:
-    from agent.drift.watching import DriftWatch, SampledRow
+    from agent.drift.rows import SampledRow
+    from agent.drift.watching import DriftWatch
 
 #: Rows that wait for the control loop; more are lost, counted.
 MAX_ROWS = 4096

@@ -3,34 +3,30 @@
 Nothing here stops inference. What cannot be counted is counted as lost; a check that fails is a condition, the others go on.
 """
 
-import base64
-import binascii
 import logging
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
-from typing import Any, Protocol
 
 import numpy as np
 
 from agent.config import DriftConfig
-from agent.drift import check, conditions, sending, windows
+from agent.drift import check, conditions, references, sending, windows
 from agent.drift.check import CheckState, Rules
-from agent.drift.store import CheckRow, DriftStore, Flag, Subject, SubWindowRow
+from agent.drift.references import KEEP, KEEP_LEARNING, Watched
+from agent.drift.rows import SampledRow, seen_of, values_of
+from agent.drift.store import SUBWINDOWS_PER_DAY, CheckRow, DriftStore, Flag, Subject, SubWindowRow
 from agent.drift.windows import OpenWindow, subwindow_of
-from agent.events.bodies import event_body
-from agent.store import Draft, SketchDraft, Store
+from agent.store import SketchDraft, Store
 from protocol.clock import Clock
 from protocol.errors import DeviceError, InvalidError, MooringError
 from protocol.files import read_bounded
-from protocol.messages import REFERENCE_LEARNED, DriftFeature, DriftPipeline, ReferenceLearned
-from protocol.sketches.codec import SUBWINDOW_MS, SUBWINDOW_S, decode
-from protocol.sketches.counts import added, features_that_want_a_grid
+from protocol.messages import DriftPipeline
+from protocol.sketches.codec import SUBWINDOW_MS, SUBWINDOW_S
 from protocol.sketches.grid import Grid, decode_grid
 from protocol.sketches.profile import FILE_NAME, MAX_PROFILE_BYTES, decode_profile
-from protocol.sketches.reference import DeviceReference, Grade, carried_over, decode_reference, fit_reference, grade_of
+from protocol.sketches.reference import Grade, decode_reference, grade_of
 from protocol.sketches.summary import summary
 
 log = logging.getLogger("mooring.drift")
@@ -41,92 +37,7 @@ MAX_HELD = 8192
 JUMP_S = 3600.0
 #: Seconds of the agent's clock between two looks at what is to be sent.
 SEND_LOOK_S = 30.0
-#: Sub-windows are kept so long once references are calibrated, and while days that are not complete delay that.
-KEEP, KEEP_LEARNING = 28 * 144, 42 * 144
-DAY = 144
 _LOST_VALUE = "drift.lost"
-
-
-class QualitySeen(Protocol):
-    """As `agent.inference.messages.Quality`."""
-
-    @property
-    def mean(self) -> float: ...
-    @property
-    def deviation(self) -> float: ...
-    @property
-    def hash(self) -> str: ...
-    @property
-    def not_finite(self) -> int: ...
-    @property
-    def out_of_range(self) -> int: ...
-
-
-class SampledRow(Protocol):
-    """One row as the inference process sends it: `agent.inference.messages.Sampled`."""
-
-    @property
-    def pipeline(self) -> str: ...
-    @property
-    def line(self) -> str: ...
-    @property
-    def release(self) -> str: ...
-    @property
-    def folder(self) -> str: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def grid(self) -> str: ...
-    @property
-    def at_s(self) -> float: ...
-    @property
-    def step_s(self) -> float: ...
-    @property
-    def values(self) -> str: ...
-    @property
-    def labels(self) -> tuple[str, ...]: ...
-    @property
-    def size(self) -> tuple[int, int] | None: ...
-    @property
-    def quality(self) -> QualitySeen | None: ...
-    @property
-    def fault(self) -> str: ...
-    @property
-    def fitting_step_s(self) -> int: ...
-    @property
-    def skipped(self) -> int: ...
-
-
-@dataclass(slots=True)
-class Watched:
-    """One model version on one pipeline."""
-
-    subject: Subject
-    line: str
-    release: str
-    grid: Grid
-    state: CheckState
-    reference: DeviceReference | None
-    memory: conditions.Memory = field(default_factory=conditions.Memory)
-    window: OpenWindow | None = None
-    #: When its latest row was made, seconds of the monotonic clock.
-    last_s: float = 0.0
-    is_missing: bool = False
-    #: Conditions of the latest closed sub-window, and those of the check and of the day.
-    closed_codes: frozenset[str] = frozenset()
-    check_codes: frozenset[str] = frozenset()
-    #: The day up to which references were looked after.
-    reviewed_day: int = -1
-
-    @property
-    def grade(self) -> Grade:
-        """How far its reference can be trusted."""
-        return Grade.COLLECTING if self.reference is None else self.reference.grade
-
-    @property
-    def step_s(self) -> float:
-        """Seconds between two rows."""
-        return self.state.step_s or float(self.grid.step_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +156,8 @@ class DriftWatch:
         if window is None:
             self._lose(1 + row.skipped)
             return
-        values = _values_of(row, watched.grid)
-        watched.memory, verdict = conditions.judge(watched.memory, _seen(row, values, watched.grid))
+        values = values_of(row, watched.grid)
+        watched.memory, verdict = conditions.judge(watched.memory, seen_of(row, values, watched.grid))
         window.note((*verdict.codes, *codes), watched.step_s)
         if row.skipped:
             window.sketcher.exclude(row.skipped)
@@ -283,7 +194,10 @@ class DriftWatch:
                 log.warning("drift.forgotten pipeline=%s text=%s", subject.pipeline, str(error)[:200])
                 fresh.state, fresh.reference = CheckState(wished, since_w0=w0), None
         else:
-            self._carry_over(fresh, w0)
+            before = self._current.get(subject.pipeline) or references.latest(self._checks.values(), subject.pipeline)
+            old = self._find_grid(before.grid) if before is not None else None
+            if before is not None and before in self._checks and old is not None:
+                references.carry_over(self._rows, fresh, self._checks[before], old, w0)
         if wished and fresh.state.step_s != wished:  # DRIFT 5.8: another step is another reference
             fresh.state, fresh.reference = CheckState(wished, since_w0=w0), None
         self._renew_when_asked(fresh)
@@ -352,8 +266,8 @@ class DriftWatch:
         except DeviceError:
             self._lose(window.rows)
             raise
-        if window.w0 // DAY != watched.reviewed_day:
-            watched.reviewed_day = window.w0 // DAY
+        if window.w0 // SUBWINDOWS_PER_DAY != watched.reviewed_day:
+            watched.reviewed_day = window.w0 // SUBWINDOWS_PER_DAY
             self._review(watched, window.w0)
 
     def _judge(self, watched: Watched, window: OpenWindow) -> None:
@@ -413,130 +327,32 @@ class DriftWatch:
         wanted = grade_of(days)
         is_better = not is_own or (watched.grade is Grade.PROVISIONAL and wanted is Grade.CALIBRATED)
         if wanted is not Grade.COLLECTING and is_better:
-            self._fit(watched, w0)
+            self.revision += references.fit(self._rows, watched, w0, is_indoor=self._settings.indoor)
         self._save(watched)
-        self._tell_reference(watched)
-        self._want_grid(watched, w0)
+        if (draft := references.learned_draft(watched, self._source)) is not None:
+            self._store.add_all([draft])
+            watched.state = replace(watched.state, is_told=True)
+            self._save(watched)
+        wanting = {"grid_wanted"} if references.wants_grid(self._rows, watched, w0) else frozenset[str]()
+        watched.check_codes = (watched.check_codes - {"grid_wanted"}) | wanting
         keep = KEEP if all(one.grade is Grade.CALIBRATED for one in self._watched.values()) else KEEP_LEARNING
         self._rows.forget_before(w0 - keep)
-
-    def _fit(self, watched: Watched, w0: int) -> None:
-        """A reference of its own. One that cannot be fitted leaves the one before."""
-        vectors, places, rows = self._summaries(watched.subject, watched.grid, since=watched.state.since_w0, until=w0 + 1)
-        try:
-            reference = fit_reference(
-                vectors, places, grid=watched.grid, model=bytes.fromhex(watched.subject.model), is_indoor=self._settings.indoor
-            )
-        except InvalidError as error:
-            log.warning("drift.not-fitted pipeline=%s text=%s", watched.subject.pipeline, str(error)[:200])
-            return
-        watched.reference = reference
-        watched.state = check.with_reference(watched.state, reference, origin=check.OWN, usual_rows=float(median(rows)))
-        log.info("drift.reference pipeline=%s grade=%s days=%d", watched.subject.pipeline, reference.grade, watched.state.days)
-        self.revision += 1
-
-    def _summaries(self, subject: Subject, grid: Grid, *, since: int, until: int) -> tuple[Any, Any, list[int]]:
-        """Summary vectors of clean sub-windows, their places and rows; read a day at a time, so that memory stays small."""
-        vectors, places, rows = [], [], []
-        clean = self._rows.clean_places(subject, since=since)
-        for day in sorted({w0 // DAY for w0 in clean if w0 < until}):
-            for row in self._rows.history(subject, since=max(since, day * DAY), until=min(until, (day + 1) * DAY)):
-                if row.flags & (Flag.TESTABLE | Flag.IN_ALARM) == Flag.TESTABLE:
-                    vectors.append(summary(decode(row.body, grid).counts, grid))
-                    places.append(row.w0)
-                    rows.append(row.rows)
-        width = len(vectors[0]) if vectors else 0
-        return np.array(vectors, np.float64).reshape(len(vectors), width), np.array(places, np.int64), rows
-
-    def _carry_over(self, fresh: Watched, w0: int) -> None:
-        """A new release keeps the reference of the input features that it shares with the one before; the rest is collected anew."""
-        subject = fresh.subject
-        before = self._current.get(subject.pipeline) or self._latest(subject.pipeline)
-        kept = self._checks.get(before) if before is not None else None
-        old = self._find_grid(before.grid) if before is not None else None
-        if before is None or kept is None or kept.reference is None or old is None:
-            return
-        try:
-            state = check.from_json(kept.state)
-            vectors, _, _ = self._summaries(before, old, since=max(state.since_w0, w0 - KEEP), until=w0)
-            reference = carried_over(decode_reference(kept.reference, old), old, fresh.grid, vectors, model=bytes.fromhex(subject.model))
-        except (MooringError, ValueError, TypeError, KeyError) as error:
-            log.warning("drift.not-carried-over pipeline=%s text=%s", subject.pipeline, str(error)[:200])
-            return
-        if reference is not None:
-            fresh.reference = reference
-            state = CheckState(state.step_s, since_w0=w0)
-            fresh.state = check.with_reference(state, reference, origin=check.CARRIED, usual_rows=None)
-
-    def _latest(self, pipeline: str) -> Subject | None:
-        """The subject of the pipeline that was judged last, from before the start."""
-        found: dict[Subject, int] = {}
-        for subject, row in self._checks.items():
-            if subject.pipeline == pipeline and row.reference is not None:
-                try:
-                    found[subject] = check.from_json(row.state).judged_w0
-                except (ValueError, TypeError, KeyError):
-                    continue
-        return max(found, key=lambda subject: found[subject], default=None)
 
     def _renew_when_asked(self, watched: Watched) -> None:
         """Begin anew where somebody took what is there now as normal, or at another step; take a reference that was brought."""
         settings, pipeline = self._settings, watched.subject.pipeline
         wished = float(settings.step_s or 0)
         now_w0 = subwindow_of(self._now_s())
-        asked_w0 = settings.rebaselined.get(pipeline, 0) // SUBWINDOW_MS
+        asked_w0 = -(-settings.rebaselined.get(pipeline, 0) // SUBWINDOW_MS)  # the sub-window in which it was asked is past
         if asked_w0 > watched.state.since_w0 or (wished and watched.state.step_s not in (0.0, wished)):
             since = max(asked_w0, now_w0 if wished and watched.state.step_s != wished else asked_w0)
             watched.reference, watched.state = None, CheckState(wished or watched.state.step_s, since_w0=since)
             self._save(watched)
             self.revision += 1
         lent = settings.references.get(pipeline)
-        if lent is not None and watched.state.origin in ("", check.CARRIED):
-            self._borrow(watched, lent)
-
-    def _borrow(self, watched: Watched, text: str) -> None:
-        try:
-            reference = decode_reference(base64.b64decode(text, validate=True), watched.grid)
-        except (InvalidError, binascii.Error) as error:
-            log.warning("drift.lent-reference-refused pipeline=%s text=%s", watched.subject.pipeline, str(error)[:200])
-            return
-        if reference.model == bytes.fromhex(watched.subject.model):
-            watched.reference = reference
-            told = check.with_reference(watched.state, reference, origin=check.LENT)
-            watched.state = replace(told, is_told=True)
+        if lent is not None and watched.state.origin != check.OWN and references.borrow(watched, lent):
             self._save(watched)
             self.revision += 1
-
-    def _tell_reference(self, watched: Watched) -> None:
-        """Send the device's own reference up, once."""
-        reference, subject = watched.reference, watched.subject
-        if reference is None or watched.state.is_told:
-            return
-        data = ReferenceLearned(
-            pipeline=subject.pipeline,
-            line=watched.line,
-            model=subject.model,
-            grid=subject.grid,
-            reference=reference.reference_id.hex(),
-            grade=reference.grade.value,
-            body=base64.b64encode(reference.encoded).decode(),
-        )
-        body = event_body(REFERENCE_LEARNED, source=self._source, data=data.model_dump(), subject=subject.pipeline)
-        self._store.add_all([Draft("event", (), body)])
-        watched.state = replace(watched.state, is_told=True)
-        self._save(watched)
-
-    def _want_grid(self, watched: Watched, w0: int) -> None:
-        """A day of which much lies beyond the grid: a better one is wanted."""
-        rows = self._rows.history(watched.subject, since=w0 - DAY, until=w0 + 1)
-        counted = [decode(row.body, watched.grid) for row in rows if row.flags & Flag.TESTABLE]
-        wanting: tuple[str, ...] = ()
-        if len(counted) >= DAY * conditions.MAX_EXCLUDED:
-            total = counted[0].counts
-            for one in counted[1:]:
-                total = added(total, one.counts)
-            wanting = features_that_want_a_grid(total, watched.grid)
-        watched.check_codes = (watched.check_codes - {"grid_wanted"}) | ({"grid_wanted"} if wanting else frozenset())
 
     # --- grids ---
 
@@ -639,62 +455,8 @@ class DriftWatch:
 
     def pipelines(self) -> list[DriftPipeline]:
         """The rows of the state topic, of the pipelines whose model is watched."""
-        return [self._told(self._watched[subject]) for _, subject in sorted(self._current.items())]
-
-    def _told(self, watched: Watched) -> DriftPipeline:
-        state, reference, subject = watched.state, watched.reference, watched.subject
-        evidence, threshold = (0.0, None) if reference is None else check.value_of(state, reference, self._settings.false_alarms_per_year)
-        is_taken = subject.pipeline in self._settings.acknowledged
-        return DriftPipeline(
-            pipeline=subject.pipeline,
-            line=watched.line,
-            release=watched.release,
-            model=subject.model,
-            grid=subject.grid,
-            state="ok" if state.raised_w0 is None else "acknowledged" if is_taken else "raised",
-            grade=watched.grade.value,
-            days=state.days,
-            reference="" if reference is None else reference.reference_id.hex(),
-            step_s=round(watched.step_s),
-            score=state.score,
-            p=state.p,
-            evidence=round(evidence, 3),
-            threshold=threshold,
-            raised_at=None if state.raised_w0 is None else state.raised_w0 * SUBWINDOW_MS,
-            features=[DriftFeature(name=name, share=share) for name, share in state.features[: check.NAMED_FEATURES]],
-            lost=self.lost,
-        )
-
-
-def _values_of(row: SampledRow, grid: Grid) -> Any:
-    """float32[features]; None when the row has none, or not as many."""
-    try:
-        data = base64.b64decode(row.values, validate=True)
-    except binascii.Error:
-        return None
-    return np.frombuffer(data, "<f4") if len(data) == 4 * len(grid.features) else None
-
-
-def _seen(row: SampledRow, values: Any, grid: Grid) -> conditions.Seen:
-    """What conditions are judged by."""
-    fault = row.fault.partition(":")[0]
-    quality = row.quality
-    if fault or quality is None or values is None:
-        return conditions.Seen(row.size, 0.0, 0.0, "", 0, 0, fault=fault or "extractor_failed")
-    channels, is_blurred = [], False
-    for feature, value in zip(grid.features, values.tolist(), strict=True):
-        if feature.name.startswith("sensor.") and feature.name.endswith(".value") and feature.bins > 1:
-            channels.append(value)
-        elif feature.name == "image.sharpness":
-            is_blurred = value < feature.low
-    not_finite = quality.not_finite + int(np.count_nonzero(~np.isfinite(values)))
-    return conditions.Seen(
-        row.size,
-        quality.mean,
-        quality.deviation,
-        quality.hash,
-        not_finite,
-        quality.out_of_range,
-        channels=tuple(channels),
-        is_blurred=is_blurred,
-    )
+        rate, taken = self._settings.false_alarms_per_year, self._settings.acknowledged
+        return [
+            references.told(self._watched[subject], rate=rate, is_taken=pipeline in taken, lost=self.lost)
+            for pipeline, subject in sorted(self._current.items())
+        ]

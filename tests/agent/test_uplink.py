@@ -17,7 +17,7 @@ from waiting import PATIENCE_S, wait_until
 from agent import uplink
 from agent.conditions import Conditions
 from agent.config import BrokerConfig
-from agent.store import Store
+from agent.store import SketchDraft, Store
 from agent.traffic import Traffic
 from agent.uplink import Inbox, Uplink, explain_refusal, parse_endpoint, pause_after, schema_of
 from fleet.broker import free_port
@@ -96,6 +96,19 @@ def test_rows_arrive_with_their_topic_properties_and_expiry(broker, server, make
         assert message.properties.ContentType == "application/json"
         assert 0 < message.properties.MessageExpiryInterval <= 7 * 86_400
         assert dict(message.properties.UserProperty) == {"schema": "event.1", "seq": "0", "boot": device.store.boot_id}
+
+
+def test_a_sketch_arrives_as_its_bytes_without_a_number_and_leaves_by_its_key(broker, server, make_identity, tmp_path):
+    with Device(make_identity(broker.url), tmp_path) as device:
+        with device.store.writing() as writing:
+            writing.add_sketch(SketchDraft("front", "2992218-6", 0, lambda rev: b"\xff\x00" + bytes([rev])))
+        message = wait_until(lambda: next((m for m in server.messages if "/sketch/" in m.topic), None), what="the sketch")
+        assert (message.topic, message.payload) == ("mooring/1/t0/d/cam-1/sketch/front/2992218-6", b"\xff\x00\x00")
+        assert (message.qos, message.retain, message.properties.ContentType) == (1, False, "application/cbor")
+        assert dict(message.properties.UserProperty) == {"schema": "sketch.1", "boot": device.store.boot_id}
+        wait_until(lambda: device.store.counts().unacknowledged == 1, what="the broker's answer")
+        server.command("cam-1", "ack", {"v": 1, "epoch": "x", "streams": {}, "sketch": [["front", "2992218-6", 0, 0]]})
+        wait_until(lambda: "sketch" not in device.store.counts().by_stream, what="the sketch to leave")
 
 
 def test_presence_is_told_online_offline_and_never_out_of_order(broker, server, make_identity, tmp_path):

@@ -25,10 +25,10 @@ def test_rows_become_the_counts_that_a_sketcher_makes_of_them(site):
     site.tick()
     kept = site.rows.find_window(site.subject, first)
     expected = Sketcher(site.grid)
-    from agent.drift.watching import _values_of
+    from agent.drift.rows import values_of
 
     for row in taken:
-        expected.add(_values_of(row, site.grid))
+        expected.add(values_of(row, site.grid))
         expected.count_class(site.grid.slot(row.labels[0]))
     counts = decode(kept.body, site.grid).counts
     assert (counts.rows, kept.rows, kept.excluded) == (14, 14, 0)
