@@ -9,11 +9,10 @@ from pydantic import Field
 from protocol.errors import InvalidError
 from protocol.fields import Name, UnixMs
 from protocol.messages import Wire
+from protocol.views import MAX_JPEG_BYTES
 
 #: Last level of the command's topic.
 METHOD = "snapshot"
-#: Largest picture: its base64 fits a packet beside its envelope.
-MAX_JPEG_BYTES = 150 << 10
 _Side = Annotated[int, Field(ge=1, le=65_535)]
 
 

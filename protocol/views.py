@@ -21,6 +21,8 @@ def _checked_region(value: tuple[float, float, float, float]) -> tuple[float, fl
 #: Corners x0, y0, x1, y1 in shares of the frame's width and height, x to the right, y down.
 Roi = Annotated[tuple[_Share, _Share, _Share, _Share], AfterValidator(_checked_region)]
 WHOLE_FRAME = (0.0, 0.0, 1.0, 1.0)
+#: Bytes of the largest picture that an operator is shown: its base64 fits a packet beside its envelope.
+MAX_JPEG_BYTES = 150 << 10
 
 
 class Motion(BaseModel):

@@ -188,4 +188,4 @@ class Child:
 
 def _command(fd: int, marks: int, door: int, beat_s: float) -> list[str]:
     ends = ["--fd", str(fd), "--marks", str(marks), "--door", str(door)]
-    return [sys.executable, "-m", "agent.inference.worker", *ends, "--beat", str(beat_s)]
+    return [sys.executable, "-m", "agent.inference", *ends, "--beat", str(beat_s)]

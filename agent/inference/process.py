@@ -123,7 +123,7 @@ class _Request:
 
 
 class InferenceProcess:
-    """Runs `python -m agent.inference.worker` and keeps it running. All methods may be called from any thread."""
+    """Runs `python -m agent.inference` and keeps it running. All methods may be called from any thread."""
 
     def __init__(
         self,

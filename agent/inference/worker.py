@@ -1,4 +1,4 @@
-"""The inference process: `python -m agent.inference.worker --fd N --marks M --beat S`, started and supervised by `process`.
+"""The inference process: `python -m agent.inference --fd N --marks M --beat S`, started and supervised by `process`.
 
 The main thread listens to the control process and ends when that hangs up; one thread writes beats, answers and predictions; each
 pipeline has two threads, each swap one. An error that nobody foresaw in any thread ends the process: the control process starts it again.
@@ -361,7 +361,7 @@ class Worker:
 
 def main(arguments: list[str]) -> int:
     """Run until the control process says stop or hangs up; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="agent.inference.worker")
+    parser = argparse.ArgumentParser(prog="agent.inference")
     parser.add_argument("--fd", type=int, required=True, help="the socket to the control process")
     parser.add_argument("--marks", type=int, required=True, help="the memory for marks")
     parser.add_argument("--door", type=int, help="the socket over which shadows are brought")
@@ -412,9 +412,3 @@ def _die(arguments: threading.ExceptHookArgs) -> None:
     traceback.print_exception(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
     sys.stderr.flush()
     os._exit(EXIT_SOFTWARE)
-
-
-if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(status)  # not sys.exit: a thread that is stuck in a driver must not keep the process

@@ -142,15 +142,17 @@ def pipeline_on(slot: Path, *, fps: float, link: Link | None = None) -> Iterator
         on_prediction=predict,
     )
     pipelines.append(pipeline)
-    if sender is not None:
-        threading.Thread(target=sender.run, daemon=True).start()
+    sending = None if sender is None else threading.Thread(target=sender.run, daemon=True)
+    if sending is not None:
+        sending.start()
     pipeline.start()
     try:
         yield pipeline
     finally:
         pipeline.stop()
-        if sender is not None:
+        if sender is not None and sending is not None:
             sender.close()
+            sending.join()
 
 
 def run_ours(slot: Path, fps: float, seconds: float, link: Link) -> Used:

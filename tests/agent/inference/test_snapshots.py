@@ -22,7 +22,8 @@ from agent.inference.snapshots import PAUSE_S, Snapshots
 from agent.sources.base import Pixels
 from protocol.clock import SystemClock
 from protocol.errors import ConflictError, DeviceError, NotFoundError
-from protocol.snapshots import MAX_JPEG_BYTES, SnapshotAnswer
+from protocol.snapshots import SnapshotAnswer
+from protocol.views import MAX_JPEG_BYTES
 
 ZONE = {"name": "door", "kind": "polygon", "points": [[0, 0], [1, 0], [1, 1]]}
 SAID = Prediction("front", "l", "1", 1, 1, 0, (), 1.0, 1.0)
