@@ -71,6 +71,15 @@ class Verdict:
     crossing: Crossing | None
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What all windows led to."""
+
+    evidence: Evidence
+    #: With the evidence as it was then: what the onset is found in.
+    crossings: tuple[tuple[Crossing, Evidence], ...]
+
+
 # --- scores ---
 
 
@@ -119,16 +128,36 @@ def is_verified(window: SketchWindow, reference: DeviceReference, grid: Grid) ->
 # --- evidence ---
 
 
-def judge(evidence: Evidence | None, plan: Plan, rate: float, scored: Scored, *, start: int) -> Verdict:
+def settle(evidence: Evidence | None, plan: Plan, rate: float, scored: Scored, *, start: int, until: int, is_open: bool) -> Settled:
+    """The evidence after these sub-windows (see `judge`) and what crossed: the first time where no alarm is open, and at the end.
+
+    Evidence begins anew behind a crossing. While an alarm is open it is looked at once, at sub-window `until`: what crossed by then
+    begins anew there, so that it always speaks of what is new, and falls when the change is over.
+    """
+    verdict = judge(evidence, plan, rate, scored, start=start, is_stopping=not is_open)
+    crossings: tuple[tuple[Crossing, Evidence], ...] = ()
+    if verdict.crossing is not None:
+        after = verdict.crossing.w0 + 1
+        crossings = ((verdict.crossing, verdict.evidence),)
+        begun = verdict.evidence.restarted(after)
+        verdict = judge(begun, plan, rate, scored, start=max(start, after), is_stopping=False)
+    pairs = zip(plan.detectors, verdict.evidence.states, plan.thresholds(rate), strict=True)
+    again = [Crossing(detector.name, until - 1, state.value, limit) for detector, state, limit in pairs if state.value >= limit]
+    if again:
+        return Settled(verdict.evidence.restarted(until), (*crossings, (again[0], verdict.evidence)))
+    return Settled(verdict.evidence, crossings)
+
+
+def judge(evidence: Evidence | None, plan: Plan, rate: float, scored: Scored, *, start: int, is_stopping: bool = True) -> Verdict:
     """The evidence after these sub-windows, which are all there are of the blocks from sub-window `start` on.
 
     Blocks that were judged before are judged again from the one that `start` lies in; what is older than the history stays as it is.
-    Stops at the first crossing.
+    `is_stopping`: ends at the first crossing, with the evidence as it was then; else crossings are passed over.
     """
     states = (evidence or fresh_evidence(plan)).states
     rewound_ = [rewound(state, start // state.subwindows) for state in states]
     values = np.where(np.isnan(scored.p), np.nan, e_values(scored.p))
-    limits = plan.thresholds(rate)
+    limits = plan.thresholds(rate) if is_stopping else tuple(math.inf for _ in plan.detectors)
     moved = [_forward(state, scored.w0s, values, limit) for state, limit in zip(rewound_, limits, strict=True)]
     hits = [
         Crossing(detector.name, w0, state.value, limit)

@@ -185,20 +185,22 @@ def _judged(
     hours = drift_store.list_group_hours(tx, group.tenant, group.group_key, start=first, end=end)
     scored, judged = _scored(hours, reference, group.members)
     drift_store.put_group_hours(tx, group.tenant, group.group_key, judged)
-    verdict = detectors.judge(evidence, plan, rules.group_rate, scored, start=first)
+    alarm = alarm_store.find_latest(tx, group.tenant, AlarmSubject(SubjectKind.GROUP, group.name, "", group.model))
+    is_open = alarm is not None and alarm.is_open
+    settled = detectors.settle(evidence, plan, rules.group_rate, scored, start=first, until=end, is_open=is_open)
     group = replace(group, threshold=max(plan.thresholds(rules.group_rate)), judged_until=end)
-    while verdict.crossing is not None:
-        at = verdict.crossing.w0
-        state = verdict.evidence.states[0]
-        onset = detectors.onset_of(scored, onset_block(state), state.subwindows, until=at)
-        _raise(tx, group, members, reference, grid, hours, onset=onset, until=at, value=verdict.crossing.statistic, rules=rules, now=now)
+    for crossing, seen in settled.crossings:
+        state = seen.states[0]
+        at = crossing.w0
+        onset = detectors.onset_of(scored, min(onset_block(state), at // state.subwindows), state.subwindows, until=at)
+        _raise(tx, group, members, reference, grid, hours, onset=onset, until=at, value=crossing.statistic, rules=rules, now=now)
         group = replace(group, restarted_at=at + 1)
-        verdict = detectors.judge(verdict.evidence.restarted(at + 1), plan, rules.group_rate, scored, start=max(first, at + 1))
-    statistic = max(state.value for state in verdict.evidence.states)
+    evidence = settled.evidence
+    statistic = max(state.value for state in evidence.states)
     _watch(tx, group, statistic, block=reference.subwindows, until=end, now=now)
     known = np.flatnonzero(~np.isnan(scored.p))
     latest = (float(scored.scores[known[-1]]), float(scored.p[known[-1]])) if known.size else (group.score, group.p)
-    return replace(group, evidence_state=encode_evidence(verdict.evidence), statistic=statistic, score=latest[0], p=latest[1])
+    return replace(group, evidence_state=encode_evidence(evidence), statistic=statistic, score=latest[0], p=latest[1])
 
 
 def _evidence(group: GroupRow, reference: DeviceReference) -> Evidence | None:

@@ -58,8 +58,6 @@ from protocol.sketches.reference import (
 
 #: Series and groups that one tick judges at most.
 MOST_SERIES, MOST_GROUPS = 200, 20
-#: Crossings of one series that one tick works off.
-MOST_CROSSINGS = 50
 #: A group waits so long after the first of its members' windows of an hour, so that one look sees most of them.
 GROUP_WAITS = timedelta(minutes=10)
 #: A condition that the server finds itself: a score that its counts do not confirm.
@@ -238,15 +236,13 @@ def _judged(tx: Connection, known: _Known, start: int, *, rules: DriftRules, now
         row = replace(row, conditions={**row.conditions, SCORE_MISMATCH: 600 * mismatches})
     if not reference.may_alarm:
         return replace(row, conditions={**row.conditions, "reference_degenerate": 600})
-    verdict = detectors.judge(evidence, plan, rate, scored, start=first)
-    for _ in range(MOST_CROSSINGS):
-        if verdict.crossing is None:
-            break
-        _raise(tx, known, row, reference, verdict.evidence, verdict.crossing, scored, rate=rate, now=now)
-        again = verdict.evidence.restarted(verdict.crossing.w0 + 1)
-        row = replace(row, restarted_at=verdict.crossing.w0 + 1)
-        verdict = detectors.judge(again, plan, rate, scored, start=max(first, verdict.crossing.w0 + 1))
-    evidence = verdict.evidence
+    opened = alarm_store.find_latest(tx, row.tenant, AlarmSubject(SubjectKind.DEVICE, row.device, row.pipeline, row.model))
+    is_open = opened is not None and opened.is_open
+    settled = detectors.settle(evidence, plan, rate, scored, start=first, until=row.next_w0, is_open=is_open)
+    for crossing, seen in settled.crossings:
+        _raise(tx, known, row, reference, seen, crossing, scored, rate=rate, now=now)
+        row = replace(row, restarted_at=crossing.w0 + 1)
+    evidence = settled.evidence
     for w0 in claims:
         if w0 < max(state.since for state in evidence.states):
             continue
@@ -383,7 +379,7 @@ def _raise(
     now: datetime,
 ) -> Alarm:
     state = next((one for one in evidence.states if one.subwindows == reference.subwindows), evidence.states[0])
-    onset = detectors.onset_of(scored, onset_block(state), state.subwindows, until=crossing.w0)
+    onset = detectors.onset_of(scored, min(onset_block(state), crossing.w0 // state.subwindows), state.subwindows, until=crossing.w0)
     windows = drift_store.list_windows(tx, row.tenant, row.series_key, start=onset, end=max(row.next_w0, crossing.w0 + 1))
     used = [one for one in windows if one.nsub > 1] or windows
     base = _base(tx, known, reference)

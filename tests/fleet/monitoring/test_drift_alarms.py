@@ -11,6 +11,7 @@ from simulators.sketches import W0, WatchedDevice, add_profile, enroll
 from fleet import audit, jobs
 from fleet.audit import Actor, ActorKind
 from fleet.db import Database
+from fleet.devices import store as device_store
 from fleet.monitoring import alarm_store, drift_service, drift_store, drift_tick
 from fleet.monitoring.drift_alarms import PUBLISH_ALARM
 from fleet.monitoring.drift_model import AlarmEvent, AlarmState, Cause, Check, Grade
@@ -71,11 +72,16 @@ class Site:
         return shifted
 
 
+#: What is the same on both databases by construction is tried on one.
+on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+
 @pytest.fixture
 def site(database: Database) -> Site:
     return Site(database)
 
 
+@on_sqlite
 def test_clean_days_raise_nothing_and_are_judged_by_the_devices_own_reference(site):
     site.take(*site.camera.hours(W0, 48))
     series = site.series()
@@ -103,6 +109,7 @@ def test_evidence_that_its_counts_confirm_raises_an_alarm_that_says_what_moved(s
     assert drift_service.explain(alarm) == alarm.words
 
 
+@on_sqlite
 def test_evidence_that_its_counts_do_not_confirm_raises_nothing_and_is_a_condition(site):
     site.take(*site.camera.hours(W0, 24))
     false = site.camera.scored(W0 + 145)
@@ -111,6 +118,7 @@ def test_evidence_that_its_counts_do_not_confirm_raises_nothing_and_is_a_conditi
     assert site.series().conditions == {"score_mismatch": 600}
 
 
+@on_sqlite
 def test_scores_of_hours_raise_an_alarm_also_when_no_evidence_came(site):
     site.take(*site.camera.hours(W0, 24), *site.camera.hours(W0 + 144, 3, shift=DARK))
     (alarm,) = site.alarms()
@@ -118,6 +126,7 @@ def test_scores_of_hours_raise_an_alarm_also_when_no_evidence_came(site):
     assert alarm.onset == moment_of(W0 + 144)
 
 
+@on_sqlite
 def test_a_prior_that_moved_is_told_from_an_input_that_moved(site):
     site.take(*site.camera.hours(W0, 24), *site.camera.hours(W0 + 144, 8, priors=(0.02, 0.08, 0.9)))
     (alarm,) = site.alarms()
@@ -125,6 +134,7 @@ def test_a_prior_that_moved_is_told_from_an_input_that_moved(site):
     assert "more often fox" in alarm.words
 
 
+@on_sqlite
 def test_an_open_alarm_gets_no_second_one_and_its_new_features_are_added(site):
     site.dark()
     site.take(*site.camera.hours(W0 + 150, 12, shift=(0.0, 0.0, 4.0, 0.0)))
@@ -144,6 +154,7 @@ def test_judging_again_changes_nothing(site):
     assert site.alarms() == alarms
 
 
+@on_sqlite
 def test_whatever_order_windows_come_in_the_same_evidence_comes_out(site):
     windows = site.camera.hours(W0, 60)
     site.take(*windows[::2])
@@ -166,6 +177,7 @@ def test_an_alarm_recovers_when_the_evidence_stays_low_for_the_hold_time(site):
     assert site.actions()[-1] == "alarm.cleared"
 
 
+@on_sqlite
 def test_a_silent_device_does_not_recover(site):
     site.dark()
     site.now += timedelta(days=20)
@@ -173,6 +185,7 @@ def test_a_silent_device_does_not_recover(site):
     assert len(site.alarms(AlarmState.RAISED)) == 1
 
 
+@on_sqlite
 def test_a_crossing_within_a_week_opens_the_same_alarm_again(site):
     site.dark()
     (alarm,) = site.alarms()
@@ -184,6 +197,7 @@ def test_a_crossing_within_a_week_opens_the_same_alarm_again(site):
     assert site.published() == ["cleared", "raised"]  # told a day ago: not a second time within the hold time
 
 
+@on_sqlite
 def test_a_crossing_after_a_week_is_another_alarm(site):
     site.dark()
     (alarm,) = site.alarms()
@@ -199,8 +213,6 @@ def test_who_takes_an_alarm_is_recorded_and_the_device_is_told(site):
     (alarm,) = site.alarms()
     taken = drift_service.acknowledge(site.database, tenant=T0, alarm=alarm.alarm, by=ANNA, now=site.now, note="on my way", link="run-7")
     assert (taken.state, taken.acknowledged_by, taken.note, taken.link) == (AlarmState.ACKNOWLEDGED, "person:anna", "on my way", "run-7")
-    from fleet.devices import store as device_store
-
     with site.database.reading() as tx:
         assert device_store.get_twin(tx, T0, CAM).config.drift.acknowledged == ("front",)
     drift_service.clear(site.database, tenant=T0, alarm=alarm.alarm, outcome=AlarmEvent.CONDITION, by=ANNA, now=site.now, reason="cleaned")
@@ -209,6 +221,7 @@ def test_who_takes_an_alarm_is_recorded_and_the_device_is_told(site):
     assert [one for one in site.actions() if one.startswith("alarm.")] == ["alarm.raised", "alarm.acknowledged", "alarm.cleared"]
 
 
+@on_sqlite
 def test_what_a_person_may_not_do_changes_nothing(site):
     site.dark()
     (alarm,) = site.alarms()
@@ -226,6 +239,7 @@ def test_what_a_person_may_not_do_changes_nothing(site):
         drift_service.mute(site.database, until=site.now, reason="x", **act)
 
 
+@on_sqlite
 def test_a_muted_alarm_is_recorded_and_tells_nobody(site):
     site.dark()
     (alarm,) = site.alarms()
@@ -252,6 +266,7 @@ def test_taking_what_is_there_as_normal_starts_the_reference_again(site):
     assert kept.retired_at == series.updated_at
 
 
+@on_sqlite
 def test_a_reference_that_cannot_be_read_is_refused_in_the_audit_log_and_acknowledged(database):
     add_profile(database)
     enroll(database, "cam-1")
@@ -264,6 +279,7 @@ def test_a_reference_that_cannot_be_read_is_refused_in_the_audit_log_and_acknowl
         assert alarm_store.find_budget(tx, T0) is None
 
 
+@on_sqlite
 def test_too_little_reference_data_raises_nothing_and_says_collecting(database):
     add_profile(database)
     enroll(database, "cam-1")
@@ -275,6 +291,7 @@ def test_too_little_reference_data_raises_nothing_and_says_collecting(database):
     assert (row.state.grade, row.state.days, row.state.threshold, row.alarm) == (Grade.COLLECTING, 1, 0.0, None)
 
 
+@on_sqlite
 def test_a_release_ends_the_alarm_of_the_model_version_before(site):
     site.dark()
     other = replace(site.camera, model=bytes(16))
@@ -283,6 +300,7 @@ def test_a_release_ends_the_alarm_of_the_model_version_before(site):
     assert (alarm.state, alarm.outcome) == (AlarmState.CLEARED, AlarmEvent.RELEASED)
 
 
+@on_sqlite
 def test_a_shadow_is_summed_and_never_raises(site):
     site.take(*(replace(one, src=site.camera.source.SHADOW) for one in site.camera.hours(W0, 12, shift=DARK)))
     assert site.alarms() == []

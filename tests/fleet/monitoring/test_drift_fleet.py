@@ -1,0 +1,317 @@
+"""Drift of many devices: groups with a reference of their own, peers, budgets, the server's own check, labels; profiles of releases."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import numpy as np
+import pytest
+from simulators.messages import TS
+from simulators.sketches import MODEL, W0, WatchedDevice, add_profile, enroll, profile
+
+from fleet import audit
+from fleet.audit import Actor, ActorKind
+from fleet.db import Database
+from fleet.devices import store as device_store
+from fleet.devices import twins
+from fleet.devices.model import DeviceFilter
+from fleet.monitoring import alarm_store, drift_service, drift_store, drift_tick
+from fleet.monitoring.drift_model import AlarmState, Cause, Check, Grade, SubjectKind, Trust
+from fleet.monitoring.drift_rules import DriftRules
+from fleet.monitoring.drift_service import LabelDraft
+from fleet.monitoring.drift_store import GroupHour
+from fleet.monitoring.drift_sums import moment_of
+from fleet.monitoring.ingest import IngestRules, ingest_batch
+from protocol.clock import from_unix_ms
+from protocol.errors import InvalidError, NotFoundError
+from protocol.ids import DEFAULT_TENANT, DeviceId
+from protocol.sketches.profile import encode_profile
+from protocol.sketches.summary import summarizer
+
+T0 = DEFAULT_TENANT
+ANNA = Actor(ActorKind.PERSON, "anna")
+INGEST = IngestRules(is_enrolled=lambda _tx, _tenant, devices: set(devices), on_event=(drift_service.take_event,))
+NAMES = [f"cam-{index}" for index in range(1, 5)]
+START = from_unix_ms(TS)
+
+
+def send(database: Database, cameras, windows_of, *, now) -> None:
+    batch = [camera.message(window) for camera in cameras for window in windows_of(camera)]
+    ingest_batch(database, batch, rules=INGEST, now=now)
+
+
+def settle(database: Database, *, now, rules: DriftRules = DriftRules()) -> None:  # noqa: B008 - a frozen value
+    while drift_tick.tick(database, rules=rules, now=now):
+        pass
+
+
+#: What is the same on both databases by construction is tried on one.
+on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def cameras(database: Database) -> list[WatchedDevice]:
+    add_profile(database)
+    enroll(database, *NAMES)
+    made = [WatchedDevice(device=name, seed=index) for index, name in enumerate(NAMES)]
+    ingest_batch(database, [camera.learned() for camera in made], rules=INGEST, now=START)
+    return made
+
+
+def group_of(database: Database):
+    with database.reading() as tx:
+        (group,) = drift_store.list_groups(tx, T0)
+    return group
+
+
+def with_history(database: Database, cameras) -> None:
+    """The group as it is after 28 days of hours in which members shared their weather."""
+    send(database, cameras, lambda camera: camera.hours(W0, 1), now=moment_of(W0 + 6))
+    settle(database, now=moment_of(W0 + 6))
+    group, rng, d = group_of(database), np.random.default_rng(9), summarizer(profile().grid).dimensions
+    hours = []
+    for w0 in range(W0 - 28 * 144, W0, 6):
+        shared, own = rng.normal(0, 0.05, d), rng.normal(0, 0.08, (4, d))
+        apart = own - (own.sum(axis=0) - own) / 3
+        hours.append(GroupHour(w0, 4, (shared + own.mean(axis=0)).astype("<f8").tobytes(), apart.astype("<f8").tobytes()))
+    with database.transaction() as tx:
+        drift_store.put_group_hours(tx, T0, group.group_key, hours)
+
+
+@on_sqlite
+def test_hours_of_members_become_sums_and_a_reference_of_the_group(database, cameras):
+    with_history(database, cameras)
+    now = moment_of(W0 + 60)
+    send(database, cameras, lambda camera: camera.hours(W0 + 6, 8), now=now)
+    settle(database, now=now)
+    settle(database, now=now + timedelta(minutes=11))
+    group = group_of(database)
+    assert (group.kind, group.name, group.members, group.grade) == (SubjectKind.GROUP, "default/linux-x86-64", 4, Grade.CALIBRATED)
+    with database.reading() as tx:
+        hours = drift_store.list_sums(tx, T0, [group.group_key], "hour", start=W0, end=W0 + 60)[group.group_key]
+        days = drift_store.list_sums(tx, T0, [group.group_key], "day", start=W0, end=W0 + 60)[group.group_key]
+    assert [row.w0 for row in hours] == list(range(W0, W0 + 54, 6))
+    grid = profile().grid
+    from fleet.monitoring.drift_sums import decode_counts
+
+    assert decode_counts(days[0].body, grid).rows == 9 * 6 * 40 * 4
+
+
+def test_a_shift_that_no_member_shows_alone_is_found_in_all_of_them_together(database, cameras):
+    with_history(database, cameras)
+    small = (-0.35, 0.0, 0.0, 0.0)
+    now = moment_of(W0 + 300)
+    send(database, cameras, lambda camera: camera.hours(W0 + 6, 48, shift=small), now=now)
+    settle(database, now=now)
+    settle(database, now=now + timedelta(minutes=11))
+    found = drift_service.list_alarms(database, T0)
+    (alarm,) = [one for one in found if one.subject.kind is SubjectKind.GROUP]
+    assert (alarm.cause, alarm.rate) == (Cause.INPUT, 1.0)
+    assert alarm.features[0].feature == "image.brightness"
+    assert "darker" in alarm.words
+    assert alarm.words.endswith("on 4 devices (linux-x86-64) of site default.")
+    assert set(alarm.devices) == set(NAMES)
+    assert all(one.parent == alarm.alarm for one in found if one.subject.kind is SubjectKind.DEVICE)
+    assert [one.alarm for one in drift_service.list_alarms(database, T0, device=DeviceId("cam-2"))].count(alarm.alarm) == 1
+
+
+@on_sqlite
+def test_a_device_unlike_its_peers_is_shown_and_raises_nothing_by_that(database, cameras):
+    with_history(database, cameras)
+    now = moment_of(W0 + 20)
+    send(database, cameras, lambda camera: camera.hours(W0 + 6, 1), now=now)
+    settle(database, now=now + timedelta(minutes=11))
+    odd = {"cam-3": (0.0, -0.8, 0.0, 0.0)}
+    send(database, cameras, lambda camera: camera.hours(W0 + 12, 1, shift=odd.get(camera.device, (0.0,) * 4)), now=now)
+    settle(database, now=now)
+    settle(database, now=now + timedelta(minutes=30))
+    rows = drift_service.device_overview(database, T0)
+    peers = {row.state.device: row.state.peer_p for row in rows}
+    assert min(peers, key=lambda name: peers[name]) == "cam-3"
+    assert all(one.subject.kind is SubjectKind.DEVICE for one in drift_service.list_alarms(database, T0))
+
+
+@on_sqlite
+def test_too_few_members_are_no_group(database):
+    add_profile(database)
+    enroll(database, "cam-1")
+    camera = WatchedDevice()
+    ingest_batch(database, [camera.learned(), *map(camera.message, camera.hours(W0, 2))], rules=INGEST, now=moment_of(W0 + 12))
+    settle(database, now=moment_of(W0 + 12))
+    settle(database, now=moment_of(W0 + 20))
+    group = group_of(database)
+    assert (group.grade, group.score) == (Grade.COLLECTING, None)
+
+
+@on_sqlite
+def test_the_server_judges_hours_by_a_reference_of_its_own_where_the_twin_says_so(database):
+    add_profile(database)
+    enroll(database, "cam-1")
+    camera = WatchedDevice()
+
+    def by_server(patch):
+        return patch.model_copy(update={"check": "server"})
+
+    with database.transaction() as tx:
+        twins.change_drift(tx, T0, DeviceId("cam-1"), by_server, now=START)
+    first = W0 - 14 * 144
+    now = moment_of(W0 + 6)
+    for start in range(0, 14 * 24, 48):
+        send(database, [camera], lambda camera, start=start: camera.hours(first + 6 * start, 48), now=now)
+    settle(database, now=now)
+    (row,) = drift_service.device_overview(database, T0)
+    assert (row.state.check, row.state.grade, row.state.days) == (Check.SERVER, Grade.PROVISIONAL, 14)
+    send(database, [camera], lambda camera: camera.hours(W0, 24, shift=(-3.0, 0.0, 0.0, 0.0)), now=moment_of(W0 + 144))
+    settle(database, now=moment_of(W0 + 144))
+    (alarm,) = drift_service.list_alarms(database, T0)
+    assert (alarm.grade, alarm.state) == (Grade.PROVISIONAL, AlarmState.RAISED)
+    assert "darker" in alarm.words
+    (reference,) = drift_service.list_references(database, T0, DeviceId("cam-1"), "front")
+    assert reference.source == "server"
+
+
+def test_thresholds_follow_the_size_of_the_fleet_and_are_audited(database, cameras):
+    rules = DriftRules(fleet_rate=2.0)
+    send(database, cameras, lambda camera: camera.hours(W0, 1), now=moment_of(W0 + 6))
+    settle(database, now=moment_of(W0 + 6), rules=rules)
+    with database.transaction() as tx:
+        assert drift_tick.review_budget(tx, T0, rules=rules, now=START)
+        assert not drift_tick.review_budget(tx, T0, rules=rules, now=START)
+        assert alarm_store.find_budget(tx, T0) == 4
+    with database.reading() as tx:
+        entry = next(one for one in audit.list_entries(tx, T0) if one.action == "drift.thresholds-decided")
+        assert device_store.get_twin(tx, T0, DeviceId("cam-1")).config.drift.false_alarms_per_year == 0.5
+    assert (entry.detail["devices"], entry.detail["rate_per_device_year"]) == (4, 0.5)
+    send(database, cameras, lambda camera: camera.hours(W0 + 6, 1), now=moment_of(W0 + 12))
+    settle(database, now=moment_of(W0 + 12), rules=rules)
+    assert {row.state.threshold for row in drift_service.device_overview(database, T0)} == {730.0}
+
+
+def test_the_devices_that_drift_come_first_and_are_listed(database, cameras):
+    dark = (-3.0, -3.0, 0.0, 0.0)
+    send(
+        database,
+        cameras,
+        lambda camera: camera.hours(W0, 72, shift=dark if camera.device == "cam-3" else (0.0,) * 4),
+        now=moment_of(W0 + 432),
+    )
+    settle(database, now=moment_of(W0 + 432))
+    with database.transaction() as tx:
+        drift_tick.review_order(tx, T0, rules=DriftRules())
+    rows = drift_service.device_overview(database, T0)
+    assert (rows[0].state.device, [row.state.is_listed for row in rows]) == ("cam-3", [True, False, False, False])
+    assert rows[0].alarm_state is AlarmState.RAISED
+
+
+@on_sqlite
+def test_what_is_drawn_is_the_sum_of_any_choice_of_devices(database, cameras):
+    send(database, cameras, lambda camera: camera.hours(W0, 3), now=moment_of(W0 + 18))
+    settle(database, now=moment_of(W0 + 18))
+    span = {"since": START, "until": moment_of(W0 + 18)}
+    alone = drift_service.distributions(database, T0, DeviceId("cam-1"), "front", feature="image.brightness", **span)
+    every = drift_service.fleet_distributions(database, T0, matching=DeviceFilter(), feature="image.brightness", **span)
+    assert (alone[0].rows, every[0].rows, alone[0].reference_of) == (720, 2880, "model")
+    assert sum(every[0].now) == pytest.approx(1.0)
+    assert len(every[0].edges) == len(every[0].now) + 1
+    with pytest.raises(NotFoundError, match="no feature"):
+        drift_service.distributions(database, T0, DeviceId("cam-1"), "front", feature="x", **span)
+    with pytest.raises(NotFoundError, match="sent no sketches"):
+        drift_service.distributions(database, T0, DeviceId("cam-1"), "back", **span)
+    points = drift_service.timeline(database, T0, DeviceId("cam-1"), "front", **span)
+    assert [point.at for point in points] == [moment_of(W0 + index) for index in range(18)]
+    assert all(0 < point.p <= 1 for point in points)
+
+
+def labels(right: int, wrong: int, *, slice_: str = "", origin: str = "random", start: int = 0, device: str = "cam-1") -> list[LabelDraft]:
+    made = [index < right for index in range(right + wrong)]
+    return [
+        LabelDraft(f"{origin}-{slice_}-{start + index}", DeviceId(device), "front", one, START, slice_, origin)
+        for index, one in enumerate(made)
+    ]
+
+
+def test_labels_on_unchanged_pictures_raise_an_alarm_that_says_the_meaning_moved(database, cameras):
+    send(database, cameras[:1], lambda camera: camera.hours(W0, 24), now=moment_of(W0 + 144))
+    settle(database, now=moment_of(W0 + 144))
+    act = {"tenant": T0, "by": ANNA, "now": moment_of(W0 + 144)}
+    assert drift_service.add_labels(database, labels=labels(90, 10, slice_="day"), **act) == 100
+    assert drift_service.list_alarms(database, T0) == []
+    assert drift_service.add_labels(database, labels=labels(40, 60, slice_="night"), **act) == 100
+    (alarm,) = drift_service.list_alarms(database, T0)
+    assert (alarm.cause, alarm.features) == (Cause.CONCEPT, ())
+    assert "40 of 100 right in night" in alarm.words
+    assert drift_service.add_labels(database, labels=labels(40, 60, slice_="night"), **act) == 0
+    assert len(drift_service.list_alarms(database, T0)) == 1
+    measured = drift_service.measured_accuracy(database, T0, DeviceId("cam-1"), "front", now=act["now"])
+    assert [(one.slice, one.right, one.labels) for one in measured] == [("", 130, 200), ("day", 90, 100), ("night", 40, 100)]
+    estimated = drift_service.accuracy_range(database, T0, DeviceId("cam-1"), "front", since=START, until=act["now"])
+    assert estimated.trust is Trust.NOT_TRUSTED
+
+
+@on_sqlite
+def test_a_bigger_model_that_disagrees_counts_and_uncertain_frames_measure_nothing(database, cameras):
+    send(database, cameras[:1], lambda camera: camera.hours(W0, 24), now=moment_of(W0 + 144))
+    settle(database, now=moment_of(W0 + 144))
+    act = {"tenant": T0, "by": ANNA, "now": moment_of(W0 + 144)}
+    drift_service.add_labels(database, labels=labels(0, 200, origin="uncertain"), **act)
+    assert drift_service.list_alarms(database, T0) == []
+    drift_service.add_labels(database, labels=labels(50, 150, origin="bigger-model"), **act)
+    (alarm,) = drift_service.list_alarms(database, T0)
+    assert "by a bigger model" in alarm.words
+    with pytest.raises(InvalidError, match="origin"):
+        drift_service.add_labels(database, labels=labels(1, 0, origin="guess"), **act)
+
+
+@on_sqlite
+def test_an_estimate_is_matched_by_a_shift_that_was_validated_at_release(database, cameras):
+    send(database, cameras[:1], lambda camera: camera.hours(W0, 24, shift=(-1.5, 0.0, 0.0, 0.0)), now=moment_of(W0 + 144))
+    settle(database, now=moment_of(W0 + 144))
+    span = {"since": START, "until": moment_of(W0 + 144)}
+    estimated = drift_service.accuracy_range(database, T0, DeviceId("cam-1"), "front", **span)
+    assert estimated.trust is not Trust.TRUSTED
+    assert drift_service.list_alarms(database, T0)[0].moves_input
+
+
+@on_sqlite
+def test_a_release_without_a_profile_leaves_its_windows_waiting_until_it_brings_one(database):
+    enroll(database, "cam-1")
+    camera = WatchedDevice()
+    send(database, [camera], lambda camera: camera.hours(W0, 2), now=moment_of(W0 + 12))
+    settle(database, now=moment_of(W0 + 12))
+    assert drift_service.device_overview(database, T0) == []
+    with database.transaction() as tx:
+        assert drift_tick.add_profile(
+            tx, T0, encode_profile(profile()), model=MODEL.hex(), line="animals", version="1.0", now=moment_of(W0 + 12)
+        )
+    settle(database, now=moment_of(W0 + 13))
+    (row,) = drift_service.device_overview(database, T0)
+    assert (row.state.grade, row.state.judged_until) == (Grade.COLLECTING, moment_of(W0 + 12))
+
+
+@on_sqlite
+def test_how_the_promise_was_kept_is_counted(database, cameras):
+    send(database, cameras, lambda camera: camera.hours(W0, 24), now=moment_of(W0 + 144))
+    settle(database, now=moment_of(W0 + 144))
+    kept = drift_service.false_alarms(database, T0, since=START, now=moment_of(W0 + 144))
+    assert (kept.count, kept.alarms) == (0, 0)
+    assert kept.device_years == pytest.approx(4 / 365)
+    assert kept.bound == pytest.approx(2.9957 / (4 / 365), rel=1e-3)
+
+
+@on_sqlite
+def test_a_reference_from_a_recording_is_used_and_sent_to_the_device(database):
+    add_profile(database)
+    enroll(database, "cam-1")
+    camera = WatchedDevice()
+    send(database, [camera], lambda camera: camera.hours(W0, 2), now=moment_of(W0 + 12))
+    act = {"tenant": T0, "device": DeviceId("cam-1"), "pipeline": "front", "by": ANNA, "now": moment_of(W0 + 12), "source": "recording"}
+    stored = drift_service.add_reference(database, body=camera.reference.encoded, reason="moved house", **act)
+    settle(database, now=moment_of(W0 + 12))
+    (row,) = drift_service.device_overview(database, T0)
+    assert row.state.reference_id == stored.reference_id
+    with database.reading() as tx:
+        assert "front" in device_store.get_twin(tx, T0, DeviceId("cam-1")).config.drift.references
+    with pytest.raises(InvalidError):
+        drift_service.add_reference(database, body=b"nonsense", **act)
+    other = replace(camera.reference, grid_id=bytes(16))
+    with pytest.raises(InvalidError, match="No release brought"):
+        drift_service.add_reference(database, body=other.encoded, **act)
