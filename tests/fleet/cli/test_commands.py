@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from console_site import DEVICE_TYPE, DIGITS, PASSWORD, ConsoleSite, running_site
+from simulators.sketches import W0, SketchDevice, add_profile, counts
 
 import fleet.cli
 from fleet.cli import credentials
@@ -19,6 +20,8 @@ from protocol.bundle import INDEX, REPORTS_FORMAT, ReportFile, write_document
 from protocol.clock import to_unix_ms
 from protocol.messages import VersionReport
 from protocol.reports import sign_report
+from protocol.sketches.codec import encode
+from protocol.sketches.recording import encode_recording
 
 
 @dataclass
@@ -171,6 +174,26 @@ def test_a_model_comes_with_a_folder_of_pictures_that_drift_is_judged_by(run: Ru
     assert done.document["profile"]["name"] == "profile.cbor"
     assert done.document["evaluation"]["rows"] == 128
     assert "image.sharpness" in done.document["evaluation"]["features"]
+
+
+def test_what_is_normal_for_a_device_is_learned_from_a_recording(run: Run, site: ConsoleSite, tmp_path: Path):
+    add_profile(site.services.database)
+    device, path = SketchDevice("cam-1"), tmp_path / "cam-1.recording"
+    first = W0 // 144 * 144 - 14 * 144
+    seen = [counts(device.rng, 15) for _ in range(250)]
+    windows = (device.sub_window(w0, seen[w0 % len(seen)]) for w0 in range(first, first + 14 * 144))
+    path.write_bytes(encode_recording({device.grid.grid_id.hex(): device.grid.encoded}, map(encode, windows)))
+    asked = ("drift", "reference", "import", "cam-1", str(path), "--pipeline", "front")
+    assert "wants a reason" in run(*asked).err
+    assert run(*asked, "--reason", "clean lens", user="maria").code == 4
+    wrong = run("drift", "reference", "import", "cam-1", str(path), "--pipeline", "back", "--reason", "clean lens")
+    assert wrong.code == 3
+    assert "nothing of pipeline back" in wrong.err
+    done = run(*asked, "--reason", "clean lens", "--json")
+    assert done.code == 0, done.err
+    found = done.document
+    assert (found["grade"], found["source"], found["days"], found["windows"]) == ("provisional", "recording", 14, 14 * 144)
+    assert found["reference"] in run("audit", "list", "--json", user="maria").out
 
 
 def test_pipelines_are_read_from_a_file_and_replaced_as_a_whole(run: Run, tmp_path: Path):
