@@ -158,6 +158,8 @@ class Filler:
         #: `table[image]` by something faster than numpy (cv2.LUT is six times as fast).
         self._look_up = look_up or _look_up
         self._table = None if plan.table is None else np.ascontiguousarray(plan.table.view(np.uint8))
+        #: All channels of interleaved pixels have one table.
+        self._is_one_table = self._table is not None and plan.layout is Layout.NHWC and bool((self._table == self._table[0]).all())
         self._lines = _lines_of(plan, self.tensor)
 
     @property
@@ -184,6 +186,10 @@ class Filler:
         if self._table is None:
             raise RuntimeError("a plan with a table was expected")
         out = self._image.view(np.uint8)
+        if self._is_one_table:  # long rows, a third of the time of three channels with gaps
+            rows = self._plan.height, self._plan.width * self._plan.channels
+            np.copyto(out.reshape(rows), self._look_up(image.reshape(rows), self._table[0]))
+            return
         for channel in range(self._plan.channels):
             out[:, :, channel] = self._look_up(image[:, :, channel], self._table[channel])
 
