@@ -75,9 +75,10 @@ def test_slow_frames_are_all_taken_once_their_step_has_come():
 
 def test_a_row_says_what_the_extractor_makes_of_the_models_input(watched):
     bench = Bench(watched)
-    bench.clock.advance(1)
-    bench.frame(0.25)
-    (row,) = bench.sent
+    for level in (0.75, 0.25):
+        bench.clock.advance(1)
+        bench.frame(level)
+    row = bench.sent[-1]
     extractor = Extractor(watched.manifest, [feature.name for feature in watched.grid.features])
     answer = Classification((ClassScore("red", 2, 0.8),))
     tensor = np.full((1, 8, 8, 3), 0.25, np.float32)
@@ -86,7 +87,7 @@ def test_a_row_says_what_the_extractor_makes_of_the_models_input(watched):
     assert (row.pipeline, row.line, row.release, row.labels, row.size, row.fault) == ("front", "color", "1.0", ("red",), (48, 64), "")
     assert row.grid == watched.grid.grid_id.hex()
     assert watched.manifest.files["model.onnx"].sha256.startswith(f"sha256:{row.model}")
-    assert (row.quality.hash, row.step_s, row.at_s) == (f"{extractor.quality.hash:x}", 1.0, 1.0)
+    assert (row.quality.hash, row.step_s, row.at_s) == (f"{extractor.quality.hash:x}", 1.0, 2.0)
 
 
 def test_at_most_one_row_a_step_is_made_and_none_unless_asked(watched):
