@@ -1,0 +1,118 @@
+"""Alarms and drift over the API and by the command line, over a device whose pictures became darker."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from console_site import ConsoleSite, running_site
+from simulators.clock import FakeClock
+from simulators.drift_site import add_drift
+
+import fleet.cli
+from fleet.web.admin import drift
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    with running_site(tmp_path_factory.mktemp("server"), clock=FakeClock()) as site:
+        site.enroll("cam-1")
+        site.online("cam-1")
+        site.alarm = add_drift(site.ground.database, site.ingest, "cam-1", now=site.services.clock.now())
+        site.tokens = SimpleNamespace(ola=site.api("ola", "operator"), vera=site.api("vera", "viewer"))
+        yield site
+
+
+@pytest.fixture
+def run(site: ConsoleSite, tmp_path, capsys, monkeypatch):
+    token = site.tokens.ola.headers["Authorization"].removeprefix("Bearer ")
+    for name, value in {"XDG_CONFIG_HOME": str(tmp_path), "MOORING_SERVER": site.url, "MOORING_TOKEN": token}.items():
+        monkeypatch.setenv(name, value)
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        code = fleet.cli.run(arguments)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return command
+
+
+def test_an_alarm_is_listed_paged_and_shown_to_who_may_see_it(site):
+    vera, name = site.tokens.vera, site.alarm.alarm
+    listed = vera.get("/alarms", params={"state": ["raised", "acknowledged"], "device": "cam-1"}).json()
+    assert ([one["alarm"] for one in listed["items"]], listed["next"]) == ([name], None)
+    assert vera.get("/alarms", params={"state": "cleared"}).json()["items"] == []
+    assert vera.get("/alarms", params={"device": "cam-9"}).json()["items"] == []
+    shown = vera.get(f"/alarms/{name}")
+    assert shown.headers["etag"] == f'"{shown.json()["revision"]}"'
+    assert (shown.json()["name"], shown.json()["cause"], shown.json()["false_alarms_per_year"]) == ("cam-1", "input", 1.0)
+    assert vera.get("/alarms/al-x").status_code == 404
+    assert vera.get("/alarms", params={"state": "open"}).status_code == 422
+
+
+def test_what_drifted_is_seen_as_map_distributions_and_time_line(site):
+    vera = site.tokens.vera
+    (row,) = vera.get("/drift").json()["items"]
+    assert (row["device"], row["alarm"], row["check"]) == ("cam-1", site.alarm.alarm, "device")
+    assert all(0 <= cell["p"] <= 1 for cell in row["features"])
+    path = f"/devices/cam-1/drift/{row['pipeline']}"
+    shown = vera.get(path).json()
+    assert sum(shown["distributions"][0]["now"]) == pytest.approx(1)
+    assert vera.get(f"{path}/timeline").json()["points"]
+    assert vera.get(f"{path}/references").json()["references"][0]["retired_at"] is None
+    assert vera.get("/drift/distributions", params={"group": "default"}).json()["distributions"]
+    assert vera.get("/drift/distributions", params={"group": "other"}).status_code == 404
+    assert vera.get(path, params={"since": "2030-01-01T00:00:00Z", "until": "2029-01-01T00:00:00Z"}).status_code == 422
+    assert vera.get("/devices/cam-1/drift/none").status_code == 404
+
+
+def test_a_viewer_changes_nothing(site):
+    vera, name = site.tokens.vera, site.alarm.alarm
+    assert vera.post(f"/alarms/{name}/acknowledge", json={}).status_code == 403
+    assert vera.post(f"/alarms/{name}/clear", json={"outcome": "condition", "reason": "x"}).status_code == 403
+    assert vera.post("/devices/cam-1/drift/front/rebaseline", json={"reason": "x"}).status_code == 403
+    assert vera.post("/labels", json={"labels": [{"device": "cam-1", "pipeline": "front", "right": True}]}).status_code == 403
+
+
+@pytest.mark.parametrize(("method", "path"), sorted((method, route.path) for route in drift.router.routes for method in route.methods))
+def test_without_login_nothing_answers(site, method, path):
+    answer = site.http.request(method, f"/api/v1{path}", json={} if method == "POST" else None)
+    assert (answer.status_code, answer.json()["type"]) == (401, "urn:mooring:problem:unauthenticated")
+
+
+def test_labels_become_a_measured_accuracy(site):
+    pipeline = site.alarm.subject.pipeline
+    labels = [
+        {"label": f"l-{index}", "device": "cam-1", "pipeline": pipeline, "right": index % 10 > 0, "slice": "day"} for index in range(40)
+    ]
+    ola = site.tokens.ola
+    assert ola.post("/labels", json={"labels": labels}).json() == {"labels": 40, "new": 40}
+    assert ola.post("/labels", json={"labels": labels}).json() == {"labels": 40, "new": 0}
+    measured = ola.get(f"/devices/cam-1/drift/{pipeline}").json()["measured"]
+    assert [(one["slice"], one["right"], one["labels"]) for one in measured] == [("", 36, 40), ("day", 36, 40)]
+    assert ola.post("/labels", json={"labels": []}).status_code == 422
+    bad = [{"device": "cam-1", "pipeline": "none", "right": True}]
+    assert ola.post("/labels", json={"labels": bad}).status_code == 404
+
+
+def test_the_command_line_shows_takes_mutes_and_ends_an_alarm(run, site):
+    name = site.alarm.alarm
+    assert name in run("alarm", "list")[1]
+    assert json.loads(run("alarm", "list", "--json", "--device", "cam-1")[1])[0]["alarm"] == name
+    code, out, _ = run("alarm", "show", name)
+    assert (code, "darker" in out) == (0, True)
+    code, out, _ = run("drift", "show")
+    assert (code, "cam-1" in out, "calibrated" in out) == (0, True, True)
+    code, out, _ = run("drift", "show", "cam-1", "--pipeline", site.alarm.subject.pipeline)
+    assert (code, "PSI" in out, "accuracy by labels" in out) == (0, True, True)
+    assert run("alarm", "acknowledge", name, "--note", "on my way", "--link", "run-1")[0] == 0
+    assert run("alarm", "acknowledge", name)[0] == 5
+    assert run("alarm", "mute", name, "--until", "2026-11-20T00:00Z", "--reason", "roof works")[2].endswith(
+        "muted until 2026-11-20T00:00.\n"
+    )
+    assert run("alarm", "clear", name, "--as", "drift", "--yes", "--reason", "x")[0] == 1
+    assert run("alarm", "clear", name, "--as", "false_alarm", "--yes", "--reason", "nothing changed")[0] == 0
+    assert "No alarm is open" in run("alarm", "list")[2]
+    assert "(false_alarm)" in run("alarm", "list", "--all")[1]
+    assert "called false" in run("alarm", "promise")[1]
+    assert run("drift", "rebaseline", "cam-1", site.alarm.subject.pipeline, "--yes", "--reason", "new lamp")[0] == 0
+    assert "collecting" in run("drift", "show", "cam-1")[1]
