@@ -276,7 +276,8 @@ def bare_first(slot: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
-    session.run(None, {one.name: np.zeros(one.shape, np.float32) for one in session.get_inputs()})
+    inputs = {one.name: [size if isinstance(size, int) else 1 for size in one.shape] for one in session.get_inputs()}  # an open batch is 1
+    session.run(None, {name: np.zeros(shape, np.float32) for name, shape in inputs.items()})
 
 
 def ffmpeg_share(video: Path, seconds: float) -> float:
