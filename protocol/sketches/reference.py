@@ -149,7 +149,7 @@ def fit_reference(
     day_of = w0s // SUBWINDOWS_PER_DAY
     first = days[:PROVISIONAL_DAYS]
     in_first = np.isin(day_of, first)
-    scatter = fit_scatter(summaries[in_first], floor=floor)
+    scatter = fit_scatter(summaries[in_first], floor=floor, is_floor_variance=True)
     if grade is Grade.CALIBRATED:
         in_tail = np.isin(day_of, days[PROVISIONAL_DAYS:CALIBRATED_DAYS])
         scores = scatter.scores(summaries[in_tail])
@@ -179,7 +179,7 @@ def cross_scores(summaries: DoubleArray, days: IntArray, *, floor: float = DEVIA
     scores = np.empty(len(days))
     for fold in np.unique(fold_of):
         is_out = fold_of == fold
-        scores[is_out] = fit_scatter(summaries[~is_out], floor=floor).scores(summaries[is_out])
+        scores[is_out] = fit_scatter(summaries[~is_out], floor=floor, is_floor_variance=True).scores(summaries[is_out])
     return scores
 
 

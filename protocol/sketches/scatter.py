@@ -76,9 +76,11 @@ class Scatter:
         )
 
 
-def fit_scatter(summaries: DoubleArray, *, floor: float = DEVIATION_FLOOR) -> Scatter:
+def fit_scatter(summaries: DoubleArray, *, floor: float = DEVIATION_FLOOR, is_floor_variance: bool = False) -> Scatter:
     """The scatter of vectors float64[n, d], shrunk as Ledoit and Wolf 2004 (Journal of Multivariate Analysis 88, lemma 3.2 to 3.5).
 
+    `is_floor_variance`: a coordinate that varied less than `floor` is taken to vary by it. Otherwise only its unit is `floor`, and its
+    variance is what shrinkage leaves of almost nothing: one prediction of a class that the reference never saw would raise an alarm.
     Raises: InvalidError (too-few) below two vectors.
     """
     n, d = summaries.shape
@@ -95,7 +97,10 @@ def fit_scatter(summaries: DoubleArray, *, floor: float = DEVIATION_FLOOR) -> Sc
     distance = float(((s - m * np.eye(d)) ** 2).sum()) / d
     noise = (float(((x**2).sum(axis=1) ** 2).sum()) / n**2 - float((s**2).sum()) / n) / d
     w = min(1.0, max(0.0, noise / distance)) if distance > 0 else 1.0
-    factor, is_degenerate = _factorised(w * m * np.eye(d) + (1 - w) * s)
+    covariance = w * m * np.eye(d) + (1 - w) * s
+    if is_floor_variance:
+        covariance += np.diag(np.where(deviation <= floor, np.maximum(1 - np.diag(covariance), 0), 0))
+    factor, is_degenerate = _factorised(covariance)
     return Scatter(np.where(known.any(axis=0), mean, np.nan), deviation, factor, 1.0 if is_degenerate else w, is_degenerate)
 
 

@@ -89,6 +89,21 @@ def test_a_coordinate_that_never_varied_has_the_least_deviation():
     assert fit_scatter(summaries, floor=0.01).deviation[0] == 0.01
 
 
+@pytest.mark.parametrize("days", [14, 28])
+def test_a_few_predictions_of_a_class_that_was_never_seen_are_no_alarm_and_many_are(days: int):
+    n = 144 * days
+    summaries = vectors(np.random.default_rng(18), n)
+    summaries[:, 8] = 0
+    made = fit_reference(summaries, FIRST + np.arange(n), grid=GRID, model=MODEL)
+    fresh = vectors(np.random.default_rng(19), 500)
+    fresh[:, 8] = 0
+    with_two, with_many = fresh.copy(), fresh.copy()
+    with_two[:, 8], with_many[:, 8] = 2 / 600, 60 / 600
+    usual, two, many = (e_values(made.p_values(made.scores(windows))) for windows in (fresh, with_two, with_many))
+    assert np.median(two) < 40 * np.median(usual)
+    assert two.max() < 144 * 365 < many.min(), "alone"
+
+
 def test_windows_that_are_all_the_same_are_degenerate():
     made = fit_scatter(np.full((50, D), 0.5))
     assert made.is_degenerate
