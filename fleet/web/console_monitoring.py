@@ -12,6 +12,7 @@ from fastapi.responses import RedirectResponse
 from fleet.db import Database
 from fleet.devices import groups
 from fleet.devices import service as devices
+from fleet.monitoring import drift_service
 from fleet.monitoring.alerts import service as alerts
 from fleet.monitoring.alerts import store as alert_store
 from fleet.monitoring.alerts.model import FiringRow, RuleKey, StoredRule
@@ -47,6 +48,8 @@ class MonitoringView:
     pipeline: str = ""
     #: (pipeline, address).
     pipelines: tuple[tuple[str, str], ...] = ()
+    #: The drift page of the pipeline, where drift is watched.
+    drift_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +271,15 @@ def _device_view(request: Request, caller: Caller, device: str, span: Range, pip
         ranges=tuple((str(one), f"{here}?{urlencode({'range': str(one), 'pipeline': chosen})}") for one in RANGES),
         device=device,
         pipeline=chosen,
+        drift_url=_drift_url(services.database, caller.tenant, DeviceId(device), chosen),
         pipelines=tuple((name, f"{here}?{urlencode({'range': str(span), 'pipeline': name})}") for name in names),
     )
+
+
+def _drift_url(database: Database, tenant: TenantId, device: DeviceId, pipeline: str) -> str:
+    rows = drift_service.device_overview(database, tenant, devices=[device])
+    is_watched = any(row.state.pipeline == pipeline for row in rows)
+    return f"/drift/{quote(device)}/{quote(pipeline)}" if is_watched else ""
 
 
 def _pipelines(database: Database, tenant: TenantId, device: DeviceId, clock: Clock) -> tuple[str, ...]:

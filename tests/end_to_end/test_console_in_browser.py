@@ -25,6 +25,7 @@ from simulators import messages
 from simulators.calls import jpeg
 from simulators.drift_site import add_drift
 from simulators.enrolling import EnrollingDevice
+from simulators.webhook import webhook_server
 from waiting import PATIENCE_S, wait_until
 
 from fleet.bus import Incoming
@@ -440,7 +441,21 @@ def test_charts_of_a_device_are_drawn_and_their_numbers_can_be_read(browser: Bro
         page.click("nav[aria-label='How far back'] >> text=24h")
         page.wait_for_selector("[aria-current=true]:has-text('24h')")
         page.wait_for_selector("[data-plot] canvas")
+        page.goto(f"{server.url}/monitoring")
+        page.wait_for_selector("[aria-labelledby=chart-devices-title] [data-plot] canvas")
         assert complaints == []
+
+
+def test_the_running_server_delivers_alerts(server: Server):
+    admin = server.people["admin"]
+    with webhook_server() as receiver:
+        body = {"name": "pager", "url": f"http://127.0.0.1:{receiver.port}/", "allow_private": True}
+        assert admin.post("/webhooks", json=body).status_code == 201
+        assert admin.post("/webhooks/pager/test", json={}).status_code == 202
+        wait_until(lambda: receiver.received, what="the webhook to be called")
+        wait_until(lambda: admin.get("/webhooks/pager").json()["deliveries"][0]["state"] == "done", what="the delivery to be kept as done")
+    assert len({one.headers["webhook-id"] for one in receiver.received}) == 1, "at least once, and always by the same name"
+    assert json.loads(receiver.received[0].body)["type"] == "mooring.recipient.test.v1"
 
 
 def test_a_rule_is_tested_on_history_before_it_is_made(browser: Browser, server: Server, speaker: Speaker):

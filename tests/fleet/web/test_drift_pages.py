@@ -57,6 +57,9 @@ def test_the_alarm_is_listed_counted_and_told(site, ola, alarm):
     assert "1 open alarm. The newest: cam-1 / front." in page
     assert deliveries(site) == ["mooring.alarm.raised.v1"]
     assert "Open alarms" in ola.get("/").text
+    assert "Drift and accuracy" not in ola.get("/devices/cam-1/monitoring").text, "no telemetry, no pipeline"
+    site.perf("cam-1")
+    assert 'href="/drift/cam-1/front">Drift and accuracy' in ola.get("/devices/cam-1/monitoring").text
 
 
 def test_the_map_shows_the_feature_that_moved_warm_and_the_others_not(ola, alarm):
