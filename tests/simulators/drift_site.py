@@ -1,97 +1,132 @@
-"""A device whose pictures became darker six hours ago, as real windows, a real reference and a real alarm in a server's database."""
+"""A device that watches one pipeline: the real store and watch, a clock that the test moves, and a world in front of it."""
 
-from collections.abc import Callable
+import shutil
 from dataclasses import replace
-from datetime import datetime
 from functools import cache
+from pathlib import Path
 
 import numpy as np
-from simulators import sketches
-from simulators.sketches import SketchDevice
+from simulators.clock import START, FakeClock
+from simulators.drift_rows import MODEL, World, make_grid, make_slot
 
-from fleet.audit import Actor, ActorKind
-from fleet.bus import Incoming
-from fleet.db import Database
-from fleet.monitoring import drift_service, drift_tick
-from fleet.monitoring.drift_model import Alarm
-from fleet.monitoring.drift_rules import DriftRules
-from protocol.clock import to_unix_ms
-from protocol.ids import DEFAULT_TENANT, DeviceId
-from protocol.sketches.codec import SUBWINDOW_MS
-from protocol.sketches.counts import Counts
-from protocol.sketches.profile import ModelProfile
-from protocol.sketches.reference import DeviceReference, fit_reference
-from protocol.sketches.summary import summarizer
+from agent.config import DriftConfig
+from agent.drift.store import DriftStore, Flag, Subject, SubWindowRow
+from agent.drift.watching import DriftWatch, Place
+from agent.drift.windows import begin, row_of, subwindow_of
+from agent.store import Store
+from protocol.sketches.codec import SketchWindow, decode, read_head
 
-#: Hours of windows, and how many of them after the onset.
-HOURS, SHIFTED_HOURS = 48, 6
-SHIFT = (-1.5, 0.0, 0.0, 0.0)
-_LEARNER = Actor(ActorKind.PERSON, "root-of-tests")
+#: Seconds between two rows of these tests: twelve in a sub-window.
+ROW_S = 50.0
+
+
+class Site:
+    """The device of a test; `restart` and `crash` open its file anew."""
+
+    def __init__(self, folder: Path, *, template: Path | None = None, clock: FakeClock | None = None) -> None:
+        self.folder, self.clock = folder, clock or FakeClock()
+        self.settings = DriftConfig()
+        self.places = {"front": Place("pets")}
+        self.grid = make_grid()
+        self.world = World(self.grid, make_slot(folder / "slot", self.grid))
+        self.is_clock_set = True
+        if template is not None:
+            shutil.copy(template, folder / "outbox.db")
+        self.open()
+
+    def open(self) -> None:
+        self.store = Store(self.folder / "outbox.db", clock=self.clock)
+        self.rows = DriftStore(self.store, self.clock)
+        self.watch = DriftWatch(self.store, clock=self.clock, device="cam-1", source="/mooring/t0/cam-1")
+        self.watch.configure(self.settings, self.places)
+
+    def restart(self) -> None:
+        self.watch.stop()
+        self.crash()
+
+    def crash(self) -> None:
+        """The agent is gone without a word; what it did not write is lost."""
+        self.store.close()
+        self.open()
+
+    def configure(self, **changes: object) -> None:
+        self.settings = self.settings.model_copy(update=changes)
+        self.watch.configure(self.settings, self.places)
+
+    @property
+    def w0(self) -> int:
+        return subwindow_of(self.clock.now().timestamp())
+
+    @property
+    def subject(self) -> Subject:
+        return Subject("front", self.world.model, self.world.grid.grid_id.hex())
+
+    def tick(self) -> None:
+        self.watch.tick(is_clock_set=self.is_clock_set)
+
+    def run(self, seconds: float, *, world: World | None = None, every_s: float = ROW_S) -> None:
+        """Let the time pass with a row each `every_s`, and a tick after each."""
+        for _ in range(round(seconds / every_s)):
+            self.clock.advance(every_s)
+            self.watch.take((world or self.world).row(self.clock.monotonic()))
+            self.tick()
+
+    def idle(self, seconds: float, *, every_s: float = 30.0) -> None:
+        """Let the time pass without frames."""
+        for _ in range(round(seconds / every_s)):
+            self.clock.advance(every_s)
+            self.tick()
+
+    def to_next_subwindow(self) -> None:
+        """Just after the next boundary."""
+        self.clock.advance(600 - self.clock.now().timestamp() % 600 + 0.001)
+
+    def sketches(self) -> list[SketchWindow]:
+        """What waits for the server, oldest first."""
+        rows = self.store.next_batch(10_000)
+        grids = {self.grid.grid_id: self.grid, self.world.grid.grid_id: self.world.grid}
+        bodies = [row.payload for row in rows if row.stream == "sketch"]
+        return [decode(body, grids[_grid_of(body)]) for body in bodies]
+
+    def events(self) -> list[bytes]:
+        return [row.payload for row in self.store.next_batch(10_000) if row.stream == "event"]
+
+    def codes(self) -> set[str]:
+        return {code for code, _, _ in self.watch.findings()}
+
+    def told(self):
+        """The pipeline's row of the state topic."""
+        return self.watch.pipelines()[0]
+
+    def remember(self, days: int) -> None:
+        """As if so many whole days before the clock's first had been watched, of a stationary world; ends at the last midnight, UTC."""
+        today = subwindow_of(START.timestamp()) // 144 * 144
+        self.rows.keep_grid(self.subject.grid, self.grid.encoded)
+        self.rows.save_windows([made for made in past_days(today) if made.w0 >= today - days * 144])
+
+    def one_window(self, *, shift: float = 0.0) -> None:
+        """Ten minutes of the world, closed and judged."""
+        self.to_next_subwindow()
+        self.world.shift = shift
+        self.run(550)
+        self.to_next_subwindow()
+        self.tick()
 
 
 @cache
-def release_profile() -> ModelProfile:
-    """What the release carries; its grid is older than any clock of a test."""
-    made = sketches.profile()
-    return ModelProfile(replace(made.grid, made_at_ms=1), made.reference, made.accuracy)
+def past_days(today: int) -> list[SubWindowRow]:
+    """Twenty-eight days before a midnight, made once."""
+    grid = make_grid()
+    subject = Subject("front", MODEL, grid.grid_id.hex())
+    chance, made = np.random.default_rng(3), []
+    for w0 in range(today - 28 * 144, today):
+        window = begin(subject, grid, w0)
+        weather = chance.normal(0, 0.1)
+        for values in chance.normal(weather, 1, (12, len(grid.features))).astype(np.float32):
+            window.add(values, (("cat", "dog")[int(chance.integers(2))],))
+        made.append(replace(row_of(window, flags=Flag.TESTABLE), sent="before"))
+    return made
 
 
-@cache
-def _clean(count: int = 60) -> tuple[Counts, ...]:
-    rng = np.random.default_rng(11)
-    return tuple(sketches.counts(rng) for _ in range(count))
-
-
-@cache
-def _shifted() -> tuple[Counts, ...]:
-    rng = np.random.default_rng(12)
-    return tuple(sketches.counts(rng, shift=SHIFT) for _ in range(6))
-
-
-def _summaries(counted: tuple[Counts, ...]) -> np.ndarray:
-    made = summarizer(release_profile().grid)
-    return made.summarize(np.stack([one.cells for one in counted]), np.stack([one.classes for one in counted]))
-
-
-def reference_until(end: int) -> DeviceReference:
-    """A calibrated reference of 28 days that end at a sub-window: windows drawn like the clean ones, by their mean and covariance."""
-    clean = _summaries(_clean())
-    rng = np.random.default_rng(13)
-    days = 28
-    first = (end // 144 - days) * 144
-    drawn = rng.multivariate_normal(clean.mean(axis=0), np.cov(clean.T) + 1e-6 * np.eye(clean.shape[1]), size=days * 144)
-    return fit_reference(drawn, np.arange(first, first + days * 144), grid=release_profile().grid, model=sketches.MODEL)
-
-
-def add_drift(database: Database, ingest: Callable[..., None], device: str, *, now: datetime, pipeline: str = "front") -> Alarm:
-    """Give the device a reference and two days of windows, and judge them as the server does; returns the alarm that this raises."""
-    sketches.add_profile(database, release_profile())
-    end = to_unix_ms(now) // SUBWINDOW_MS // 6 * 6
-    start = end - 6 * HOURS
-    reference = reference_until(start)
-    drift_service.add_reference(
-        database,
-        tenant=DEFAULT_TENANT,
-        device=DeviceId(device),
-        pipeline=pipeline,
-        body=reference.encoded,
-        source="recording",
-        by=_LEARNER,
-        now=now,
-        reason="test",
-    )
-    sender = SketchDevice(device, pipeline, grid=release_profile().grid)
-    ingest(*(_hour(sender, reference, w0, is_shifted=w0 >= end - 6 * SHIFTED_HOURS) for w0 in range(start, end, 6)))
-    while drift_tick.tick(database, rules=DriftRules(), now=now):
-        pass
-    return drift_service.list_alarms(database, DEFAULT_TENANT, device=DeviceId(device))[0]
-
-
-def _hour(sender: SketchDevice, reference: DeviceReference, w0: int, *, is_shifted: bool) -> Incoming:
-    counted = _shifted() if is_shifted else tuple(_clean()[(w0 + index) % len(_clean())] for index in range(6))
-    scores = reference.scores(_summaries(counted))
-    parts = [
-        sender.sub_window(w0 + index, one, score=float(scores[index]), reference_id=reference.reference_id)
-        for index, one in enumerate(counted)
-    ]
-    return sender.message(sender.hour(w0, sub_windows=parts))
+def _grid_of(body: bytes) -> bytes:
+    return read_head(body).grid_id
