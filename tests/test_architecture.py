@@ -63,6 +63,8 @@ DECIDERS = (
     "fleet/campaigns/planner.py",
     "fleet/monitoring/accuracy.py",
     "fleet/monitoring/alarms.py",
+    "fleet/monitoring/attribution.py",
+    "fleet/monitoring/detectors.py",
     "fleet/monitoring/drift_model.py",
     "fleet/monitoring/health.py",
     "fleet/monitoring/rules.py",

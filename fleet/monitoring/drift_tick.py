@@ -4,9 +4,12 @@ Each series and each group is one transaction that starts from what is stored; i
 sub-window on), not what is there. `tick` is for every round, `keep_house` for every minute or so.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 import numpy as np
 
@@ -39,7 +42,7 @@ from fleet.monitoring.drift_rules import DriftRules
 from fleet.monitoring.drift_store import ProfileRow, SeriesRow, WindowRow
 from fleet.registry import store as registry_store
 from fleet.registry.model import ReleaseState
-from protocol.errors import InvalidError, NotFoundError
+from protocol.errors import InvalidError, NotFoundError, UnavailableError
 from protocol.ids import TenantId, new_id
 from protocol.sketches import cbor
 from protocol.sketches.codec import CONDITION_NAMES, Head, SketchWindow, decode, read_head
@@ -56,12 +59,16 @@ from protocol.sketches.reference import (
     fit_reference,
 )
 
+log = logging.getLogger("mooring.drift")
+
 #: Series and groups that one tick judges at most.
 MOST_SERIES, MOST_GROUPS = 200, 20
 #: A group waits so long after the first of its members' windows of an hour, so that one look sees most of them.
 GROUP_WAITS = timedelta(minutes=10)
 #: A condition that the server finds itself: a score that its counts do not confirm.
 SCORE_MISMATCH = "score_mismatch"
+#: Judging failed; the next window tries again.
+DETECTOR_FAILED = "detector_failed"
 #: Windows are kept so long; sums of days and months stay.
 WINDOW_DAYS = 400
 #: Clean windows that tails of single features are taken from.
@@ -73,14 +80,37 @@ def tick(database: Database, *, rules: DriftRules, now: datetime, limit: int = M
     with database.reading() as tx:
         dirty = drift_store.list_dirty(tx, limit=limit)
     for tenant, key in dirty:
-        with database.transaction() as tx:
+        with _apart(database, partial(_set_aside, tenant=tenant, series_key=key, now=now)), database.transaction() as tx:
             judge_series(tx, tenant, key, rules=rules, now=now)
     with database.reading() as tx:
         due = drift_store.list_due_groups(tx, now=now, limit=MOST_GROUPS)
     for tenant, key in due:
-        with database.transaction() as tx:
+        with _apart(database, partial(_set_group_aside, tenant=tenant, group_key=key, now=now)), database.transaction() as tx:
             judge_group(tx, tenant, key, rules=rules, now=now)
     return len(dirty) + len(due)
+
+
+@contextlib.contextmanager
+def _apart(database: Database, set_aside: Callable[[Connection], None]) -> Iterator[None]:
+    """What fails for one device is that device's condition, and the others go on (DRIFT 2). Raises: UnavailableError."""
+    try:
+        yield
+    except UnavailableError:
+        raise
+    except Exception:
+        log.exception("detector_failed")
+        with database.transaction() as tx:
+            set_aside(tx)
+
+
+def _set_aside(tx: Connection, *, tenant: TenantId, series_key: int, now: datetime) -> None:
+    row = drift_store.get_series(tx, tenant, series_key, is_held=True)
+    drift_store.save_series(tx, replace(row, dirty_from=None, conditions={**row.conditions, DETECTOR_FAILED: 600}), now=now)
+
+
+def _set_group_aside(tx: Connection, *, tenant: TenantId, group_key: int, now: datetime) -> None:
+    group = drift_store.get_group(tx, tenant, group_key, is_held=True)
+    drift_store.save_group(tx, replace(group, dirty_from=None, due_at=None), now=now)
 
 
 def keep_house(database: Database, blobs: BlobStore, *, rules: DriftRules, now: datetime) -> None:

@@ -315,3 +315,15 @@ def test_a_reference_from_a_recording_is_used_and_sent_to_the_device(database):
     other = replace(camera.reference, grid_id=bytes(16))
     with pytest.raises(InvalidError, match="No release brought"):
         drift_service.add_reference(database, body=other.encoded, **act)
+
+
+@on_sqlite
+def test_what_cannot_be_judged_is_a_condition_of_its_device_and_the_others_go_on(database, cameras):
+    send(database, cameras[:2], lambda camera: camera.hours(W0, 2), now=moment_of(W0 + 12))
+    with database.transaction() as tx:
+        series = next(one for one in drift_store.list_series(tx, T0) if one.device == "cam-1")
+        drift_store.put_windows(tx, T0, [(series.series_key, drift_store.WindowRow(W0, 6, 9, b"nonsense"))], now=START)
+    settle(database, now=moment_of(W0 + 12))
+    rows = {row.state.device: row.state for row in drift_service.device_overview(database, T0)}
+    assert rows["cam-1"].conditions == {"detector_failed": 600}
+    assert (rows["cam-2"].judged_until, rows["cam-2"].conditions) == (moment_of(W0 + 12), {})
