@@ -12,7 +12,7 @@ from fleet.devices import twins
 from fleet.devices.model import DriftPatch
 from fleet.monitoring import alarm_store, alarms
 from fleet.monitoring.alerts import notices
-from fleet.monitoring.drift_model import Alarm, AlarmEvent, Cause, Notice, SubjectKind
+from fleet.monitoring.drift_model import BY_WINDOWS, Alarm, AlarmEvent, Cause, Notice, SubjectKind
 from protocol.clock import to_unix_ms
 from protocol.errors import NotFoundError
 from protocol.ids import TenantId
@@ -21,7 +21,6 @@ from protocol.ids import TenantId
 DETECTOR = Actor(ActorKind.SERVICE, "drift")
 #: Kind of the job that publishes a notice on `f/alarm`; its handler is in fleet.service.
 PUBLISH_ALARM = "publish-alarm"
-_DRIFT = frozenset({Cause.INPUT, Cause.PRIOR, Cause.UNKNOWN})
 
 
 def raise_alarm(tx: Connection, crossing: Alarm, *, now: datetime, hold: timedelta) -> Alarm:
@@ -29,7 +28,7 @@ def raise_alarm(tx: Connection, crossing: Alarm, *, now: datetime, hold: timedel
 
     `crossing`: the alarm as it would be if it were the first. `hold`: in that time people are not told twice.
     """
-    causes = {Cause.CONCEPT} if crossing.cause is Cause.CONCEPT else _DRIFT
+    causes = {Cause.CONCEPT} if crossing.cause is Cause.CONCEPT else BY_WINDOWS
     known = alarm_store.find_latest(tx, crossing.tenant, crossing.subject, causes=causes)
     if known is not None and known.is_open:
         wider = alarms.joined(known, crossing.features, crossing.words)

@@ -102,6 +102,10 @@ class Cause(StrEnum):
     UNKNOWN = "unknown"
 
 
+#: What windows tell of; labels alone tell of the rest.
+BY_WINDOWS = frozenset({Cause.INPUT, Cause.PRIOR, Cause.UNKNOWN})
+
+
 class Grade(StrEnum):
     """How good a device's own reference is (DRIFT 5.2)."""
 

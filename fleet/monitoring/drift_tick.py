@@ -27,6 +27,7 @@ from fleet.monitoring.drift_alarms import DETECTOR, clear_alarm, raise_alarm, sa
 from fleet.monitoring.drift_groups import group_of, judge_group
 from fleet.monitoring.drift_ingest import expire_quarantine, release_quarantine
 from fleet.monitoring.drift_model import (
+    BY_WINDOWS,
     DAY,
     Alarm,
     AlarmEvent,
@@ -122,6 +123,7 @@ def keep_house(database: Database, blobs: BlobStore, *, rules: DriftRules, now: 
         with database.transaction() as tx:
             review_budget(tx, tenant, rules=rules, now=now)
             review_order(tx, tenant, rules=rules)
+            end_groups(tx, tenant, now=now)
             drift_store.delete_windows_before(tx, tenant, before=drift_sums.sub_window_of(now - timedelta(days=WINDOW_DAYS)), limit=5000)
     with database.transaction() as tx:
         expire_quarantine(tx, now=now)
@@ -266,7 +268,9 @@ def _judged(tx: Connection, known: _Known, start: int, *, rules: DriftRules, now
         row = replace(row, conditions={**row.conditions, SCORE_MISMATCH: 600 * mismatches})
     if not reference.may_alarm:
         return replace(row, conditions={**row.conditions, "reference_degenerate": 600})
-    opened = alarm_store.find_latest(tx, row.tenant, AlarmSubject(SubjectKind.DEVICE, row.device, row.pipeline, row.model))
+    opened = alarm_store.find_latest(
+        tx, row.tenant, AlarmSubject(SubjectKind.DEVICE, row.device, row.pipeline, row.model), causes=BY_WINDOWS
+    )
     is_open = opened is not None and opened.is_open
     settled = detectors.settle(evidence, plan, rate, scored, start=first, until=row.next_w0, is_open=is_open)
     for crossing, seen in settled.crossings:
@@ -369,7 +373,9 @@ def store_reference(
 
 def end_alarms(tx: Connection, row: SeriesRow, outcome: AlarmEvent, *, by: audit.Actor, now: datetime, reason: str = "") -> None:
     """Clear the open alarm of the series' own."""
-    alarm = alarm_store.find_latest(tx, row.tenant, AlarmSubject(SubjectKind.DEVICE, row.device, row.pipeline, row.model))
+    alarm = alarm_store.find_latest(
+        tx, row.tenant, AlarmSubject(SubjectKind.DEVICE, row.device, row.pipeline, row.model), causes=BY_WINDOWS
+    )
     if alarm is not None and alarm.is_open:
         clear_alarm(tx, alarm, outcome, by=by, now=now, reason=reason)
 
@@ -483,7 +489,7 @@ def _site_gap(profile: ModelProfile | None, reference: DeviceReference, grid: Gr
 def _watch_alarm(tx: Connection, row: SeriesRow, *, now: datetime) -> SeriesRow:
     """Look whether the open alarm of the series recovered; by the time of its windows, since a device that is silent does not recover."""
     subject = AlarmSubject(SubjectKind.DEVICE, row.device, row.pipeline, row.model)
-    alarm = alarm_store.find_latest(tx, row.tenant, subject)
+    alarm = alarm_store.find_latest(tx, row.tenant, subject, causes=BY_WINDOWS)
     if alarm is None or not alarm.is_open or row.judged_until is None or row.reference_id is None:
         return row
     watch_recovery(tx, alarm, row.statistic, block=_block_of(row), judged_until=row.judged_until, now=now)
@@ -520,6 +526,20 @@ def _end_of_release(tx: Connection, row: SeriesRow, *, now: datetime) -> None:
 
 
 # --- the fleet ---
+
+
+def end_groups(tx: Connection, tenant: TenantId, *, now: datetime) -> None:
+    """An alarm of a group is over when none of its devices runs its model version any more."""
+    for alarm in alarm_store.list_open(tx, tenant):
+        if alarm.subject.kind is not SubjectKind.GROUP:
+            continue
+        newest: dict[tuple[str, str], SeriesRow] = {}
+        for row in drift_store.list_series(tx, tenant, devices=alarm.devices):
+            known = newest.get((row.device, row.pipeline))
+            if known is None or row.next_w0 > known.next_w0:
+                newest[row.device, row.pipeline] = row
+        if all(row.model != alarm.subject.model for row in newest.values()):
+            clear_alarm(tx, alarm, AlarmEvent.RELEASED, by=DETECTOR, now=now)
 
 
 def review_budget(tx: Connection, tenant: TenantId, *, rules: DriftRules, now: datetime) -> bool:

@@ -15,7 +15,7 @@ from fleet.devices import store as device_store
 from fleet.devices import twins
 from fleet.devices.model import DeviceFilter
 from fleet.monitoring import alarm_store, drift_service, drift_store, drift_tick
-from fleet.monitoring.drift_model import AlarmState, Cause, Check, Grade, SubjectKind, Trust
+from fleet.monitoring.drift_model import AlarmEvent, AlarmState, Cause, Check, Grade, SubjectKind, Trust
 from fleet.monitoring.drift_rules import DriftRules
 from fleet.monitoring.drift_service import LabelDraft
 from fleet.monitoring.drift_store import GroupHour
@@ -327,3 +327,33 @@ def test_what_cannot_be_judged_is_a_condition_of_its_device_and_the_others_go_on
     rows = {row.state.device: row.state for row in drift_service.device_overview(database, T0)}
     assert rows["cam-1"].conditions == {"detector_failed": 600}
     assert (rows["cam-2"].judged_until, rows["cam-2"].conditions) == (moment_of(W0 + 12), {})
+
+
+@on_sqlite
+def test_an_alarm_of_a_group_is_over_when_its_devices_run_another_model_version(database, cameras):
+    with_history(database, cameras)
+    now = moment_of(W0 + 300)
+    send(database, cameras, lambda camera: camera.hours(W0 + 6, 48, shift=(-0.35, 0.0, 0.0, 0.0)), now=now)
+    settle(database, now=now)
+    settle(database, now=now + timedelta(minutes=11))
+    others = [replace(camera, model=bytes(16)) for camera in cameras]
+    send(database, others[:3], lambda camera: [camera.hour(W0 + 294)], now=now)
+    with database.transaction() as tx:
+        drift_tick.end_groups(tx, T0, now=now)
+    assert [one.state for one in drift_service.list_alarms(database, T0) if one.subject.kind is SubjectKind.GROUP] == [AlarmState.RAISED]
+    send(database, others[3:], lambda camera: [camera.hour(W0 + 294)], now=now)
+    with database.transaction() as tx:
+        drift_tick.end_groups(tx, T0, now=now)
+    (alarm,) = [one for one in drift_service.list_alarms(database, T0) if one.subject.kind is SubjectKind.GROUP]
+    assert (alarm.state, alarm.outcome) == (AlarmState.CLEARED, AlarmEvent.RELEASED)
+
+
+@on_sqlite
+def test_an_alarm_of_labels_hides_none_of_windows(database, cameras):
+    send(database, cameras[:1], lambda camera: camera.hours(W0, 24), now=moment_of(W0 + 144))
+    settle(database, now=moment_of(W0 + 144))
+    act = {"tenant": T0, "by": ANNA, "now": moment_of(W0 + 144)}
+    drift_service.add_labels(database, labels=labels(40, 160), **act)
+    send(database, cameras[:1], lambda camera: camera.hours(W0 + 144, 3, shift=(-3.0, 0.0, 0.0, 0.0)), now=moment_of(W0 + 162))
+    settle(database, now=moment_of(W0 + 162))
+    assert {one.cause for one in drift_service.list_alarms(database, T0)} == {Cause.CONCEPT, Cause.INPUT}
