@@ -23,7 +23,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 from simulators import messages
 from simulators.calls import jpeg
-from simulators.drift_site import add_drift
+from simulators.darker_camera import add_drift
 from simulators.enrolling import EnrollingDevice
 from simulators.webhook import webhook_server
 from waiting import PATIENCE_S, wait_until

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from console_site import ConsoleSite, running_site
 from simulators.clock import FakeClock
-from simulators.drift_site import add_drift
+from simulators.darker_camera import add_drift
 
 import fleet.cli
 from fleet.web.admin import drift

@@ -3,7 +3,7 @@
 import pytest
 from console_site import ConsoleSite, running_site
 from simulators.clock import FakeClock
-from simulators.drift_site import add_drift
+from simulators.darker_camera import add_drift
 
 from fleet.jobs import list_jobs
 from fleet.monitoring import drift_service
