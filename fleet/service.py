@@ -586,7 +586,7 @@ class Controller:
         reader.start()
         handlers = {
             twins.PUBLISH_DESIRED: lambda job: self._publish_desired(bus, job),
-            PUBLISH_ALARM: lambda job: self._publish_alarm(bus, job),
+            PUBLISH_ALARM: lambda job: publish_alarm(bus, job, prefix=server.config.broker.prefix),
         }
         shut_out: set[DeviceId] = set()
         due: dict[str, tuple[float, Callable[[], None]]] = {
@@ -623,11 +623,6 @@ class Controller:
             return
         topic = command_topic(job.tenant, device, "desired", prefix=self.server.config.broker.prefix)
         bus.publish_and_wait(topic, desired.model_dump_json(exclude_none=True).encode(), retain=True, schema="desired.1")
-
-    def _publish_alarm(self, bus: Bus, job: Job) -> None:
-        """Tell consumers of an alarm, on `f/alarm`."""
-        topic = fleet_topic(job.tenant, "alarm", prefix=self.server.config.broker.prefix)
-        bus.publish_and_wait(topic, json.dumps(job.payload["event"]).encode(), expiry_s=ALARM_EXPIRY_S, schema="alarm.1")
 
     def _keep_drift(self) -> None:
         """What releases bring for drift, thresholds, and which devices are listed."""
@@ -668,6 +663,12 @@ class Controller:
         shadow.prune(database, before=now - timedelta(days=SHADOW_REPORT_DAYS))
         with database.transaction() as tx:
             jobs.prune(tx, before=now - timedelta(days=7))
+
+
+def publish_alarm(bus: Bus, job: Job, *, prefix: str) -> None:
+    """Tell consumers of an alarm, on `f/alarm`. Raises: UnavailableError: the job tries again."""
+    topic = fleet_topic(job.tenant, "alarm", prefix=prefix)
+    bus.publish_and_wait(topic, json.dumps(job.payload["event"]).encode(), expiry_s=ALARM_EXPIRY_S, schema="alarm.1")
 
 
 def run_worker(ground: Ground, clock: Clock, stop: threading.Event) -> None:
