@@ -255,6 +255,7 @@ def accuracy_view(found: AccuracyRange) -> AccuracyView:
                 one.labels,
             )
             for one in found.measured
+            if one.labels
         ),
         rows=found.rows,
     )

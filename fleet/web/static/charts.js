@@ -27,7 +27,7 @@
         if (x < bbox.left || x > bbox.left + bbox.width) {
           continue;
         }
-        ctx.strokeStyle = color(mark.kind === "block" ? "--m-line" : mark.kind === "onset" ? "--m-warn" : "--m-bad");
+        ctx.strokeStyle = color(mark.kind === "block" ? "--m-muted" : mark.kind === "onset" ? "--m-warn" : "--m-bad");
         ctx.lineWidth = mark.kind === "block" ? 1 : 2;
         ctx.setLineDash(mark.kind === "onset" ? [4, 4] : []);
         ctx.beginPath();
@@ -37,6 +37,7 @@
         if (mark.kind !== "block") {
           ctx.fillStyle = color("--m-text");
           ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
+          ctx.textAlign = "left";
           ctx.fillText(mark.label, x + 4, bbox.top + 14 * devicePixelRatio);
         }
       }

@@ -64,7 +64,7 @@ def test_the_alarm_is_listed_counted_and_told(site, ola, alarm):
 
 def test_the_map_shows_the_feature_that_moved_warm_and_the_others_not(ola, alarm):
     page = ola.get("/drift").text
-    assert page.count('<td class="cell h4"') == 1
+    assert page.count('<td class="cell heat-4"') == 1
     assert "image.brightness" in page
     assert f"/alarms/{alarm.alarm}" in page
 
