@@ -20,7 +20,7 @@ from protocol.sketches.summary import summary
 
 MODEL = bytes(range(16))
 DAY0 = 20_000
-ROWS = 60
+ROWS = 20
 
 
 @pytest.fixture(scope="module")
