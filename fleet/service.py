@@ -604,8 +604,8 @@ class Controller:
                     if now - last[name] >= timedelta(seconds=every_s):
                         act()
                         last[name] = now
-                loop.tick(ground.registry)
                 drift_tick.tick(ground.database, rules=drift_rules(server.config), now=server.clock.now())
+                loop.tick(ground.registry)
                 while not stop.is_set() and jobs.work_once(ground.database, server.clock, handlers) is not None:
                     pass
                 stop.wait(TICK_S)

@@ -43,7 +43,7 @@ from fleet.monitoring.drift_rules import DriftRules
 from fleet.monitoring.drift_store import ProfileRow, SeriesRow, WindowRow
 from fleet.registry import store as registry_store
 from fleet.registry.model import ReleaseState
-from protocol.errors import InvalidError, NotFoundError, UnavailableError
+from protocol.errors import InvalidError, NotFoundError, TrustError, UnavailableError
 from protocol.ids import TenantId, new_id
 from protocol.sketches import cbor
 from protocol.sketches.codec import CONDITION_NAMES, Head, SketchWindow, decode, read_head
@@ -147,9 +147,12 @@ def learn_profiles(database: Database, blobs: BlobStore, tenant: TenantId, *, no
             if file is None or model in known:
                 continue
             known.add(model)
-            body = blobs.read(file.sha256, limit=MAX_PROFILE_BYTES)
-            with database.transaction() as tx:
-                learned += int(add_profile(tx, tenant, body, model=model, line=release.line, version=release.version, now=now))
+            try:
+                body = blobs.read(file.sha256, limit=MAX_PROFILE_BYTES)
+                with database.transaction() as tx:
+                    learned += int(add_profile(tx, tenant, body, model=model, line=release.line, version=release.version, now=now))
+            except (InvalidError, TrustError, NotFoundError) as error:  # this release is not watched; the others are
+                log.error("profile_unreadable release=%s error=%s", release.id, error)  # noqa: TRY400 - the cause is in the text
     return learned
 
 

@@ -10,6 +10,7 @@ from simulators.sketches import MODEL, W0, WatchedDevice, add_profile, enroll, p
 
 from fleet import audit
 from fleet.audit import Actor, ActorKind
+from fleet.blobs import open_blobs
 from fleet.db import Database
 from fleet.devices import store as device_store
 from fleet.devices import twins
@@ -21,9 +22,12 @@ from fleet.monitoring.drift_service import LabelDraft
 from fleet.monitoring.drift_store import GroupHour
 from fleet.monitoring.drift_sums import moment_of
 from fleet.monitoring.ingest import IngestRules, ingest_batch
+from fleet.registry import store as registry_store
+from fleet.registry.model import FileRef, Release, ReleaseState, Variant
+from protocol.canonical import digest_of
 from protocol.clock import from_unix_ms
 from protocol.errors import InvalidError, NotFoundError
-from protocol.ids import DEFAULT_TENANT, DeviceId
+from protocol.ids import DEFAULT_TENANT, DeviceId, DeviceTypeName, Digest, LineName, ReleaseVersion
 from protocol.sketches.profile import encode_profile
 from protocol.sketches.summary import summarizer
 
@@ -357,3 +361,29 @@ def test_an_alarm_of_labels_hides_none_of_windows(database, cameras):
     send(database, cameras[:1], lambda camera: camera.hours(W0 + 144, 3, shift=(-3.0, 0.0, 0.0, 0.0)), now=moment_of(W0 + 162))
     settle(database, now=moment_of(W0 + 162))
     assert {one.cause for one in drift_service.list_alarms(database, T0)} == {Cause.CONCEPT, Cause.INPUT}
+
+
+@on_sqlite
+def test_profiles_come_with_published_releases_and_one_that_is_unreadable_is_left_out(database, tmp_path):
+    enroll(database, "cam-1")
+    blobs = open_blobs((tmp_path / "blobs").as_uri())
+    bodies = {"1.0": encode_profile(profile()), "1.1": b"nonsense"}
+    for counter, (version, body) in enumerate(bodies.items(), 1):
+        digest = Digest("sha256:" + (MODEL.hex() if version == "1.0" else "ab" * 16) + "0" * 32)
+        blobs.put(body)
+        files = (FileRef("model.onnx", 1, digest), FileRef("profile.cbor", len(body), digest_of(body)))
+        variant = Variant("onnx", "onnx", (DeviceTypeName("linux-x86-64"),), "animals.1", files)
+        release = Release(
+            T0, LineName("animals"), ReleaseVersion(version), counter, ReleaseState.PUBLISHED, (variant,), digest_of(b""), START, "anna", 1
+        )
+        with database.transaction() as tx:
+            registry_store.add_release(tx, release)
+    camera = WatchedDevice()
+    send(database, [camera], lambda camera: camera.hours(W0, 2), now=moment_of(W0 + 12))
+    for _ in range(2):
+        drift_tick.keep_house(database, blobs, rules=DriftRules(), now=moment_of(W0 + 12))
+    settle(database, now=moment_of(W0 + 12))
+    with database.reading() as tx:
+        assert drift_store.list_profiled_models(tx, T0) == {MODEL.hex()}
+    (row,) = drift_service.device_overview(database, T0)
+    assert (row.state.device, row.state.judged_until) == ("cam-1", moment_of(W0 + 12))

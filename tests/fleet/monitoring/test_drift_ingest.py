@@ -178,6 +178,7 @@ def bad_messages() -> dict[str, tuple[str, Incoming]]:
     }
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("case", bad_messages())
 def test_a_malformed_sketch_becomes_a_dead_letter_with_a_code_and_holds_up_nobody(known, case):
     code, message = bad_messages()[case]
