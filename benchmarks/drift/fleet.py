@@ -19,6 +19,8 @@ Doubles = npt.NDArray[np.float64]
 CLEAN_DAYS = 365
 #: Repeats of which the delays are measured too; later ones are judged for false alarms alone.
 WITH_DELAYS = 2
+#: The first repeat of the test. Earlier ones were seen while a detector was still changed: they are spent.
+FIRST_TEST = 100
 #: p of single features that are tried as thresholds.
 LEVELS = tuple(float(level) for level in np.logspace(-9, -2, 57))
 
@@ -30,19 +32,21 @@ def grid() -> Grid:
 
 
 @cache
-def _camera(purpose: str, index: int) -> tuple[bank.Bank, Means]:
+def camera(purpose: str, index: int) -> tuple[bank.Bank, Means]:
+    """A bank, and what its streams are drawn from."""
     found = bank.load(purpose, index)
     return found, tables(grid(), found)
 
 
 def one(purpose: str, index: int, repeat: int, days: int) -> Device:
     """A device of the fleet, with four weeks of reference and so many clean days."""
-    return device(*_camera(purpose, index), purpose, index, repeat, days + 28)
+    return device(*camera(purpose, index), purpose, index, repeat, days + 28)
 
 
 def run(detector: str, purpose: str, cameras: int, repeats: int, *, with_held_out: bool = False, days: int = CLEAN_DAYS) -> list[Outcome]:
     """Outcomes of a detector ("looks", "blocks") on so many devices: every camera once, then every camera again."""
-    chosen = [(index, repeat) for repeat in range(repeats) for index in range(cameras)]
+    first = FIRST_TEST if purpose == "test" else 0
+    chosen = [(index, repeat) for repeat in range(first, first + repeats) for index in range(cameras)]
     return ensure(
         ((detector, purpose, index, repeat), _job(detector, purpose, index, repeat, days, with_held_out)) for index, repeat in chosen
     )
@@ -51,15 +55,16 @@ def run(detector: str, purpose: str, cameras: int, repeats: int, *, with_held_ou
 def run_singles(purpose: str, cameras: int, days: int) -> list[Outcome]:
     """Outcomes of PSI, KS, JS and W1, `alarms` and `delays` keyed by the level of p instead of a rate."""
     found = []
+    repeat = FIRST_TEST if purpose == "test" else 0
     for index in range(cameras):
         made: dict[str, Outcome] = {}
 
         def make(name: str, index: int = index, made: dict[str, Outcome] = made) -> Outcome:
             if not made:
-                made.update({outcome.detector: outcome for outcome in _singles(purpose, index, days)})
+                made.update({outcome.detector: outcome for outcome in _singles(purpose, index, repeat, days)})
             return made[name]
 
-        found += ensure(((name, purpose, index, 0), lambda name=name, make=make: make(name)) for name in singles.NAMES)
+        found += ensure(((name, purpose, index, repeat), lambda name=name, make=make: make(name)) for name in singles.NAMES)
     return found
 
 
@@ -88,7 +93,7 @@ def matched_level(outcomes: Sequence[Outcome], rate: float) -> float:
 def _job(detector: str, purpose: str, index: int, repeat: int, days: int, with_held_out: bool) -> Callable[[], Outcome]:  # noqa: FBT001
     def make() -> Outcome:
         judged_by = one(purpose, index, repeat, days)
-        wanted = cases() + (held_out() if with_held_out else ()) if repeat < WITH_DELAYS else ()
+        wanted = cases() + (held_out() if with_held_out else ()) if repeat % FIRST_TEST < WITH_DELAYS else ()
         found = ours.looks(judged_by, grid(), wanted) if detector == "looks" else ours.blocks(judged_by, wanted)
         kind = judged_by.bank.kind.name
         return Outcome(detector, purpose, kind, judged_by.bank.scene, index, repeat, found.years, found.alarms, found.delays, found.notes)
@@ -96,9 +101,9 @@ def _job(detector: str, purpose: str, index: int, repeat: int, days: int, with_h
     return make
 
 
-def _singles(purpose: str, index: int, days: int) -> list[Outcome]:
+def _singles(purpose: str, index: int, repeat: int, days: int) -> list[Outcome]:
     wanted = [case for case in cases() if case.kind in {"full", "20 percent", "prior", "ramp"}]
-    judged_by = one(purpose, index, 0, days)
+    judged_by = one(purpose, index, repeat, days)
     shifts = sorted({mixture.shift for case in wanted for mixture in case.mixtures})
     clean, seen = singles.p_values(judged_by, singles.cells(grid(), judged_by.bank, shifts), wanted)
     return [
@@ -108,7 +113,7 @@ def _singles(purpose: str, index: int, days: int) -> list[Outcome]:
             judged_by.bank.kind.name,
             judged_by.bank.scene,
             index,
-            0,
+            repeat,
             len(clean) / SUBWINDOWS_PER_YEAR,
             {level: alarms(clean[:, column] <= level) for level in LEVELS},
             {level: {case: min(delay(p[:, column] <= level), HORIZON) for case, p in seen.items()} for level in LEVELS},

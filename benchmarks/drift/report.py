@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.drift import bank, costs, fleet, frames, labels, singles, validation
+from benchmarks.drift import bank, costs, fleet, frames, group, labels, singles, validation
 from benchmarks.drift.bank import CACHE
 from benchmarks.drift.outcomes import Outcome
 from benchmarks.drift.trial import HORIZON
@@ -32,6 +32,7 @@ class Plan:
     block_repeats: int
     single_cameras: int
     single_days: int
+    sites: int
     validated: tuple[int, ...]
     validated_windows: int
 
@@ -51,6 +52,8 @@ def measure_all(plan: Plan) -> tuple[list[Row], dict[str, object]]:
     }
     beside, details["single features"] = _singles(ours, plan)
     rows += beside
+    merged, details["twelve cameras of a site, 5 percent"] = _sites(plan)
+    rows += merged
     rows += _costs()
     estimates, details["estimates without labels"] = _estimates(ours, plan)
     rows += estimates
@@ -124,6 +127,26 @@ def _singles(ours: Sequence[Outcome], plan: Plan) -> tuple[list[Row], dict[str, 
             "means": {kind: float(np.mean(fleet.delays(chosen, level, kind))) for kind in kinds},
         }
     return rows, details
+
+
+def _sites(plan: Plan) -> tuple[list[Row], dict[str, object]]:
+    """A shift in 5 % of the rows of twelve cameras under one sky, from the mean of them."""
+    found = [group.site("test", range(plan.cameras), fleet.FIRST_TEST + repeat) for repeat in range(plan.sites)]
+    rows = []
+    for name in ("blur", "jpeg"):
+        values = [one.together[name] for one in found]
+        unit = "windows of 10 min, median, 12 cameras merged, simulated"
+        rows.append(_row(f"delay 5 percent {name}, merged", statistics.median(values), unit, len(values), _half(values), "<= 144"))
+    medians = {
+        how: {name: statistics.median([getattr(one, how)[name] for one in found]) for name in found[0].together}
+        for how in ("together", "alone")
+    }
+    return rows, {
+        "sites": len(found),
+        "alarms": sum(one.alarms for one in found),
+        "group-years": sum(one.years for one in found),
+        **medians,
+    }
 
 
 def _costs() -> list[Row]:
