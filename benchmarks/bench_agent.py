@@ -53,6 +53,10 @@ def per_frame_rows(slots: Slots, details: dict[str, object]) -> list[Row]:
             found = per_frame.measure(slots.of(model), fps=pace, seconds=SECONDS, rounds=ROUNDS)
             ours, bare = [one.ours_ms for one in found], [one.bare_ms for one in found]
             rows.append(compare(label, ours=ours, peer=bare, peer_name=f"bare {model.name}", unit="ms", target=target))
+            fed = [one.fed_ms for one in found]
+            rows.append(
+                compare(f"{label}, of fed", ours=ours, peer=fed, peer_name=f"{model.name} and preprocessing", unit="ms", target=target)
+            )
             details[f"{label}: control process ms per prediction"] = [round(one.control_ms, 4) for one in found]
     return rows
 

@@ -1,11 +1,13 @@
 """CPU per inferred frame of the inference process beside a bare loop that sets, invokes and gets; both at a camera's pace, decode excluded.
 
-`python -m benchmarks.agent.per_frame ours|bare SLOT FPS SECONDS [FD]` is one measured process. Ours is the production pipeline (capture
+`python -m benchmarks.agent.per_frame ours|bare|fed SLOT FPS SECONDS [FD]` is one measured process. Ours is the production pipeline (capture
 thread, buffers, preprocessing, inference, postprocessing, the link to the control process) on frames that lie decoded in memory; the bare
-loop sleeps for the same pace, copies a prepared tensor in, invokes, and reads the outputs. `measure` runs both, turn by turn, and plays the
+loop sleeps for the same pace, copies a prepared tensor in, invokes, and reads the outputs; a fed one makes the tensor of a fresh frame
+first, by our own preprocessing, which leaves the model cold caches. `measure` runs them turn by turn, and plays the
 control process, whose own CPU per prediction is told apart.
 """
 
+import itertools
 import json
 import os
 import socket
@@ -34,6 +36,7 @@ from agent.sources.states import Channel
 from protocol.clock import SystemClock
 from runtime.base import BackendOptions, zeros_for
 from runtime.loader import load_first, read_slot
+from runtime.preprocess import Preprocessor, compile_plan
 
 #: What a camera's sub-stream gives: height, width; as many frames as the pipeline has buffers, warm as if just decoded.
 FRAME = (480, 640)
@@ -66,6 +69,12 @@ class Pace:
             self._free.release()
 
 
+def random_frames() -> list[Array]:
+    """As many frames as a pipeline has buffers."""
+    random = np.random.default_rng(1)
+    return [random.integers(0, 256, (*FRAME, 3), dtype=np.uint8) for _ in range(FRAMES)]
+
+
 class MemorySource:
     """Decoded frames, one after the other, each when it is due."""
 
@@ -75,8 +84,7 @@ class MemorySource:
     refused = ""
 
     def __init__(self, pace: Pace) -> None:
-        random = np.random.default_rng(1)
-        self._frames = [random.integers(0, 256, (*FRAME, 3), dtype=np.uint8) for _ in range(FRAMES)]
+        self._frames = random_frames()
         self._pace = pace
         self._count = 0
 
@@ -164,12 +172,14 @@ def run_ours(slot: Path, fps: float, seconds: float, link: Link) -> Used:
         return Used(pipeline.count().inferred - frames, time.process_time() - cpu_s)
 
 
-def run_bare(slot: Path, fps: float, seconds: float) -> Used:
-    """Set, invoke, get at the same pace, on the same back end with the same options."""
+def run_bare(slot: Path, fps: float, seconds: float, *, is_fed: bool = False) -> Used:
+    """Set, invoke, get at the same pace, on the same back end with the same options; `is_fed`: after preprocessing a fresh frame."""
     manifest = read_slot(slot)
     options = RuntimeConfig()
     loaded = load_first(slot, manifest, BackendOptions(threads=options.threads))
     call = bare_call(loaded.backend, manifest.model_file)
+    if is_fed:
+        call = _fed(call, Preprocessor(compile_plan(manifest)))
     pace = Pace(fps)
     _bare_loop(call, pace, WARM_S)
     cpu_s = time.process_time()
@@ -185,6 +195,16 @@ def _bare_loop(call: Callable[[], object], pace: Pace, seconds: float) -> int:
         call()
         frames += 1
     return frames
+
+
+def _fed(call: Callable[[], object], preprocessor: Preprocessor) -> Callable[[], object]:
+    frames = itertools.cycle(random_frames())
+
+    def run() -> None:
+        preprocessor.run(next(frames))
+        call()
+
+    return run
 
 
 def bare_call(backend: Any, model_file: str) -> Callable[[], object]:
@@ -213,6 +233,7 @@ class Round:
 
     ours_ms: float
     bare_ms: float
+    fed_ms: float
     #: Of the control process, per prediction: reading, checking, looking for events.
     control_ms: float
 
@@ -221,10 +242,10 @@ def measure(slot: Path, *, fps: float, seconds: float, rounds: int) -> list[Roun
     """Both processes in turn, so many times."""
     made = []
     for number in range(rounds):
-        pair = [_ours, _bare] if number % 2 == 0 else [_bare, _ours]
-        figures = {call.__name__: call(slot, fps, seconds) for call in pair}
-        (ours, control_ms), (bare, _) = figures["_ours"], figures["_bare"]
-        made.append(Round(ours.ms, bare.ms, control_ms))
+        three = [_ours, _bare, _fed_bare] if number % 2 == 0 else [_fed_bare, _bare, _ours]
+        figures = {call.__name__: call(slot, fps, seconds) for call in three}
+        (ours, control_ms), (bare, _), (fed, _) = figures["_ours"], figures["_bare"], figures["_fed_bare"]
+        made.append(Round(ours.ms, bare.ms, fed.ms, control_ms))
     return made
 
 
@@ -252,6 +273,10 @@ def _bare(slot: Path, fps: float, seconds: float) -> tuple[Used, float]:
     return _result(_spawn("bare", slot, fps, seconds)), 0.0
 
 
+def _fed_bare(slot: Path, fps: float, seconds: float) -> tuple[Used, float]:
+    return _result(_spawn("fed", slot, fps, seconds)), 0.0
+
+
 def _spawn(mode: str, slot: Path, fps: float, seconds: float, *fds: int) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "benchmarks.agent.per_frame", mode, str(slot), str(fps), str(seconds), *map(str, fds)]
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
@@ -267,8 +292,8 @@ def _result(process: "subprocess.Popen[str]") -> Used:
 
 def main(arguments: list[str]) -> int:
     mode, slot, fps, seconds = arguments[0], Path(arguments[1]), float(arguments[2]), float(arguments[3])
-    if mode == "bare":
-        used = run_bare(slot, fps, seconds)
+    if mode in ("bare", "fed"):
+        used = run_bare(slot, fps, seconds, is_fed=mode == "fed")
     else:
         link = Link(socket.socket(fileno=int(arguments[4])))
         used = run_ours(slot, fps, seconds, link)
