@@ -12,7 +12,7 @@ from benchmarks.record import write
 
 #: 12 devices before each of 10 pictures, a year each; the blocks of DRIFT 5.4 and single features on fewer.
 FULL = Plan(
-    cameras=10, repeats=12, block_repeats=2, single_cameras=10, single_days=84, sites=6, validated=(0, 1, 2, 3), validated_windows=24
+    cameras=10, repeats=12, block_repeats=2, single_cameras=10, single_days=56, sites=6, validated=(0, 1, 2, 3), validated_windows=24
 )
 
 
