@@ -177,7 +177,7 @@ def _estimates(ours: Sequence[Outcome], plan: Plan) -> tuple[list[Row], dict[str
     seen = {
         (one.scene, name): value < HORIZON
         for one in ours
-        if one.repeat == 0
+        if one.repeat == fleet.FIRST_TEST
         for (kind, name), value in one.delays[1.0].items()
         if _is_whole(kind)
     }
@@ -205,14 +205,14 @@ def peers_at_defaults() -> dict[str, object]:
         device = fleet.one("test", index, 901, 40)
         rng = np.random.default_rng([index, 3])
         before = np.sort(rng.choice(14 * WINDOWS, 24, replace=False))
-        after = np.sort(rng.choice(np.arange(28 * WINDOWS, 40 * WINDOWS), 8, replace=False))
+        after = np.sort(rng.choice(np.arange(28 * WINDOWS, 40 * WINDOWS), 4, replace=False))
         reference, _ = frames.windows(device.bank, "test", index, device.path, before.tolist(), (*device.key, 6), every=6)
         windows, _ = frames.windows(device.bank, "test", index, device.path, after.tolist(), (*device.key, 8))
         flat = reference.reshape(-1, reference.shape[-1])
         rows = np.concatenate([flat, windows[:, ::6].reshape(-1, flat.shape[1])])
         rng.shuffle(rows)
         arrays |= {f"{name}.reference": flat, f"{name}.windows": windows}
-        arrays |= {f"{name}, rows shuffled.reference": rows[:2400], f"{name}, rows shuffled.windows": rows[2400:3200].reshape(8, 100, -1)}
+        arrays |= {f"{name}, rows shuffled.reference": rows[:2400], f"{name}, rows shuffled.windows": rows[2400:2800].reshape(4, 100, -1)}
     path = CACHE / "peers.npz"
     np.savez(path, **arrays)  # type: ignore[arg-type]  # stub: allow_pickle
     return {peer: _peer(peer, "judge.py", peer, str(path)) or "left out: not installed, or it failed" for peer in PEERS}

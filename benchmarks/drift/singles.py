@@ -14,8 +14,9 @@ from benchmarks.drift.bank import Bank
 from benchmarks.drift.stream import Means, Mixture, summaries
 from benchmarks.drift.trial import REFERENCE_DAYS, Case, Device
 from benchmarks.drift.world import WINDOWS, Course, course
+from protocol.errors import InvalidError
 from protocol.sketches.grid import Grid
-from protocol.sketches.tail import fit_tail
+from protocol.sketches.tail import Tail, fit_tail
 
 Doubles = npt.NDArray[np.float64]
 NAMES = ("psi", "ks", "js", "w1")
@@ -69,13 +70,25 @@ def p_values(device: Device, table: Cells, cases: Sequence[Case]) -> tuple[Doubl
     shares = summaries(device.bank, table.table, device.path, device.key)
     reference = shares[:half].mean(axis=0)
     scores = statistics(shares, reference, table.offsets)
-    tails = [fit_tail(scores[half:start, index]) for index in range(len(NAMES))]
-    clean = np.stack([tail.p_values(scores[start:, index]) for index, tail in enumerate(tails)], axis=1)
+    tails = [_tail(scores[half:start, index]) for index in range(len(NAMES))]
+    clean = np.stack([_p(tail, scores[start:, index]) for index, tail in enumerate(tails)], axis=1)
     seen = {}
     for case in cases:
         values = statistics(_shifted(device, table, case), reference, table.offsets)
-        seen[case.kind, case.name] = np.stack([tail.p_values(values[:, index]) for index, tail in enumerate(tails)], axis=1)
+        seen[case.kind, case.name] = np.stack([_p(tail, values[:, index]) for index, tail in enumerate(tails)], axis=1)
     return clean, seen
+
+
+def _tail(scores: Doubles) -> Tail | None:
+    """None where a statistic has reached its largest value on every clean window: it can tell nothing on this device."""
+    try:
+        return fit_tail(scores)
+    except InvalidError:
+        return None
+
+
+def _p(tail: Tail | None, scores: Doubles) -> Doubles:
+    return np.ones(len(scores)) if tail is None else tail.p_values(scores)
 
 
 def _shifted(device: Device, table: Cells, case: Case) -> Doubles:
