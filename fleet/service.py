@@ -599,15 +599,21 @@ class Controller:
         try:
             while not stop.is_set():
                 # first: revocations are kept up also where a round below fails each time, as without a signing key
+                failed: Exception | None = None
                 for name, (every_s, act) in due.items():
                     now = datetime.now(UTC)
                     if now - last[name] >= timedelta(seconds=every_s):
-                        act()
                         last[name] = now
+                        try:
+                            act()
+                        except Exception as error:  # noqa: BLE001 - raised below: a duty that fails keeps none of the others from being done
+                            failed = failed or error
                 drift_tick.tick(ground.database, rules=drift_rules(server.config), now=server.clock.now())
                 loop.tick(ground.registry)
                 while not stop.is_set() and jobs.work_once(ground.database, server.clock, handlers) is not None:
                     pass
+                if failed is not None:
+                    raise failed
                 stop.wait(TICK_S)
         finally:
             ended.set()

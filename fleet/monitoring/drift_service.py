@@ -1,13 +1,11 @@
 """What people do with drift and its alarms: look, take, clear, mute, take a new reference, and label; each with its audit entry."""
 
 import base64
-import binascii
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import numpy as np
-from pydantic import ValidationError
 
 from fleet import audit
 from fleet.audit import Actor, ActorKind
@@ -59,6 +57,8 @@ MAX_LABELS, LABEL_DAYS = 1000, 28
 ORIGINS = ("random", "uncertain", "bigger-model")
 #: A reference agrees with the hourly sums when its mean lies within so many of its deviations (root mean square).
 AGREES_WITHIN = 0.5
+#: How old the first day of a reference may be that a device learned: 28 complete days, with many between them that were not.
+LEARNED_WITHIN = timedelta(days=400)
 #: Longest time that an alarm may be muted, days.
 MAX_MUTE_DAYS = 365
 
@@ -426,10 +426,11 @@ def take_event(tx: Connection, tenant: TenantId, device: DeviceId, event: Event,
         told = ReferenceLearned.model_validate(event.data)
         body = base64.b64decode(told.body, validate=True)
         reference = _readable(tx, tenant, body)
+        _check_days(reference, now)
         key = SeriesKey(device, told.pipeline, reference.model.hex(), 0, reference.grid_id.hex())
         row = drift_store.lock_series(tx, tenant, {key: reference.first_w0}, now=now)[key]
         _check_agrees(tx, row, reference)
-    except (ValidationError, binascii.Error, InvalidError) as error:
+    except (ValueError, InvalidError) as error:  # also what pydantic and base64 raise
         text = str(error)[:500]
         subject = f"device/{device}"
         audit.append(tx, tenant=tenant, actor=by, action="drift.reference-refused", subject=subject, now=now, detail={"error": text})
@@ -437,6 +438,16 @@ def take_event(tx: Connection, tenant: TenantId, device: DeviceId, event: Event,
     if all(one.reference_id != reference.reference_id.hex() for one in drift_store.list_references(tx, row)):
         store_reference(tx, row, reference, source="device", now=now, by=by)
         _judge_again(tx, row, now=now)
+
+
+def _check_days(reference: DeviceReference, now: datetime) -> None:
+    """Raises: InvalidError for a reference of days that cannot have been."""
+    oldest, today = drift_sums.sub_window_of(now - LEARNED_WITHIN), drift_sums.sub_window_of(now)
+    if not oldest <= reference.first_w0 <= reference.last_w0 <= today:
+        raise InvalidError(
+            f"The reference was learned from sub-windows {reference.first_w0} to {reference.last_w0}; wanted them in {oldest} to {today}.",
+            code="bad-reference",
+        )
 
 
 def _check_agrees(tx: Connection, row: SeriesRow, reference: DeviceReference) -> None:

@@ -83,6 +83,9 @@ _MODELS: dict[str, type[Envelope]] = {
 #: Streams with this many levels below the device, the stream's own included.
 _LEVELS = {"tel": 2, "job": 2, "inf": 2}
 
+#: What one message can do to the code that reads it, beside being refused: a mistake of ours, that no device may turn against the others.
+_UNDIGESTED = (InvalidError, ArithmeticError, LookupError, TypeError, ValueError)
+
 #: Which of these devices are enrolled and not revoked.
 EnrolledCheck = Callable[[Connection, TenantId, Collection[DeviceId]], AbstractSet[DeviceId]]
 #: Told, in the ingest transaction, of each state message that is the newest of its topic.
@@ -205,14 +208,16 @@ def _read(topic: Topic, payload: bytes) -> Message:
 def ingest_batch(database: Database, batch: Sequence[Incoming], *, rules: IngestRules, now: datetime, want_live: bool = False) -> Outcome:
     """Steps 1 to 3: store the batch in one transaction and return whom to acknowledge what.
 
-    A row that the database refuses is found by halving the batch, and kept as a dead letter: one message never holds up the others.
-    Raises: UnavailableError when the database does not answer; then nothing of the batch, or of a half of it, is stored.
+    What the database refuses, or our code fails at, is found by halving the batch and kept as a dead letter: one message never holds up
+    the others. Raises: UnavailableError when the database does not answer; then nothing of the batch, or of a half of it, is stored.
     """
     try:
         return _ingest_at_once(database, batch, rules=rules, now=now, want_live=want_live)
-    except InvalidError as error:
+    except _UNDIGESTED as error:
+        reason = str(error) if isinstance(error, InvalidError) else f"This server failed at it ({type(error).__name__}: {error})."[:300]
         if len(batch) == 1:
-            return _bury_one(database, batch[0], str(error), rules=rules, now=now)
+            log.warning("ingest_buried topic=%s reason=%s", batch[0].topic, reason)
+            return _bury_one(database, batch[0], reason, rules=rules, now=now)
     middle = len(batch) // 2
     halves = [ingest_batch(database, part, rules=rules, now=now, want_live=want_live) for part in (batch[:middle], batch[middle:])]
     return Outcome(

@@ -20,6 +20,10 @@ SETTLED_AFTER = timedelta(seconds=20)
 PORTION, PORTIONS = 2000, 50
 #: How long the fleet and what fired are remembered, and hours of devices: 10,000 devices with one pipeline make 480,000 rows a day.
 KEPT_DAYS, DEVICE_DAYS = 400, 35
+#: A figure of one message counts at most so much: no device makes the sums of a fleet overflow.
+MOST = 1e9
+#: A message tells of a time that is at most so far ahead of its receipt; clocks of devices differ.
+AHEAD = timedelta(hours=1)
 _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
 
@@ -29,37 +33,41 @@ def slot_of(moment: datetime, size: timedelta) -> datetime:
 
 
 def figures_of(stream: str, body: Mapping[str, Any]) -> Figures:
-    """One telemetry message as figures. Pure."""
+    """One telemetry message as figures, none of them beyond `MOST`. Pure."""
     if stream == "perf":
         timed = body.get("lat_ms_p99") is not None
         return Figures(
             messages=1,
-            seconds=float(body.get("window_s") or 0.0),
-            frames=int(body.get("frames") or 0),
-            errors=int(body.get("errors") or 0),
-            dropped=sum((body.get("dropped") or {}).values()),
+            seconds=_bounded(body.get("window_s")),
+            frames=int(_bounded(body.get("frames"))),
+            errors=int(_bounded(body.get("errors"))),
+            dropped=int(_bounded(sum((body.get("dropped") or {}).values()))),
             timed=int(timed),
-            p50_sum=float(body.get("lat_ms_p50") or 0.0) if timed else 0.0,
-            p95_sum=float(body.get("lat_ms_p95") or 0.0) if timed else 0.0,
-            p99_sum=float(body["lat_ms_p99"]) if timed else 0.0,
-            p99_max=float(body["lat_ms_p99"]) if timed else None,
+            p50_sum=_bounded(body.get("lat_ms_p50")) if timed else 0.0,
+            p95_sum=_bounded(body.get("lat_ms_p95")) if timed else 0.0,
+            p99_sum=_bounded(body["lat_ms_p99"]) if timed else 0.0,
+            p99_max=_bounded(body["lat_ms_p99"]) if timed else None,
         )
     return Figures(
         messages=1,
-        seconds=float(body.get("window_s") or 0.0),
-        cpu_sum=float(body.get("cpu_percent") or 0.0),
-        rss_sum=float(body.get("rss_mb") or 0.0),
-        temperature_max=body.get("temperature_c"),
-        disk_free_min=body.get("disk_free_mb"),
+        seconds=_bounded(body.get("window_s")),
+        cpu_sum=_bounded(body.get("cpu_percent")),
+        rss_sum=_bounded(body.get("rss_mb")),
+        temperature_max=None if body.get("temperature_c") is None else _bounded(body["temperature_c"]),
+        disk_free_min=None if body.get("disk_free_mb") is None else _bounded(body["disk_free_mb"]),
     )
 
 
+def _bounded(value: float | None) -> float:
+    return max(-MOST, min(MOST, float(value or 0.0)))
+
+
 def folded(rows: Iterable[TelemetryRow]) -> tuple[list[DevicePoint], dict[datetime, Figures]]:
-    """Messages as device hours and, for `perf`, as slots of the fleet. Pure."""
+    """Messages as device hours and, for `perf`, as slots of the fleet; what tells of a time that cannot be is left out. Pure."""
     hours: dict[tuple[str, str, str, datetime], Figures] = {}
     slots: dict[datetime, Figures] = {}
     for row in rows:
-        if row.name not in {"perf", "sys"}:
+        if row.name not in {"perf", "sys"} or not row.received_at - timedelta(days=KEPT_DAYS) <= row.ts <= row.received_at + AHEAD:
             continue
         figures = figures_of(row.name, row.body)
         key = (row.device, row.name, row.pipeline or "", slot_of(row.ts, HOUR))

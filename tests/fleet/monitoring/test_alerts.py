@@ -16,6 +16,7 @@ from fleet.monitoring.alerts import announcing, history, service, store
 from fleet.monitoring.alerts.model import Alert, Counted, Recipient, RecipientKind
 from fleet.monitoring.drift_alarms import PUBLISH_ALARM
 from fleet.monitoring.ingest import IngestRules, ingest_batch
+from fleet.monitoring.model import TelemetryRow
 from fleet.monitoring.rules import Comparison, Metric, Rule, Scope
 from protocol.clock import to_unix_ms
 from protocol.errors import ConflictError, InvalidError, NotFoundError, StaleRevisionError
@@ -278,3 +279,27 @@ def test_history_counts_each_message_once_and_adds_late_ones_to_their_time(fleet
     assert [(one.stream, one.pipeline, one.figures.messages) for one in hours] == [("perf", "front", 10), ("sys", "", 10)]
     assert (hours[0].figures.errors, hours[1].figures.temperature_max, hours[1].figures.cpu_sum) == (10, 49.0, 200.0)
     assert history.prune(fleet, DEFAULT_TENANT, now=START + timedelta(days=500)) == 5
+
+
+def test_no_device_makes_the_sums_of_the_fleet_overflow(fleet: Database):
+    most = 2**53 - 1
+    for minute in range(5):
+        perf(fleet, "cam-1", at(60 * minute), 1e308, dropped={f"r{number}": most for number in range(1200)}, errors=most)
+        system(fleet, "cam-1", at(60 * minute), rss_mb=1e308, cpu_percent=-1e308)
+    assert history.add_received(fleet, DEFAULT_TENANT, now=at(700)) == 10
+    with fleet.reading() as tx:
+        (slot,) = store.list_fleet_points(tx, DEFAULT_TENANT, since=at(-86_400 * 600), until=at(86_400 * 2))
+        (hour,) = [
+            one
+            for one in store.list_device_points(tx, DEFAULT_TENANT, DeviceId("cam-1"), since=START, until=at(3600))
+            if one.stream == "sys"
+        ]
+    assert (slot.figures.dropped, slot.figures.errors, slot.figures.p99_max) == (5 * history.MOST, 5 * history.MOST, history.MOST)
+    assert (hour.figures.rss_sum, hour.figures.cpu_sum) == (5 * history.MOST, -5 * history.MOST)
+
+
+@pytest.mark.parametrize(("days", "is_counted"), [(-401, False), (-399, True), (0, True), (1, False)])
+def test_a_message_counts_for_no_time_that_cannot_be(days, is_counted):
+    row = TelemetryRow(DeviceId("cam-1"), "perf", "front", START + timedelta(days=days), START, {"window_s": 60.0, "frames": 5})
+    points, slots = history.folded([row])
+    assert (len(points), len(slots)) == (is_counted, is_counted)

@@ -267,12 +267,25 @@ def test_taking_what_is_there_as_normal_starts_the_reference_again(site):
 
 
 @on_sqlite
-def test_a_reference_that_cannot_be_read_is_refused_in_the_audit_log_and_acknowledged(database):
+@pytest.mark.parametrize("junk", [b"AAAA", "\u00e9".encode(), b"!"])
+def test_a_reference_that_cannot_be_read_is_refused_in_the_audit_log_and_acknowledged(database, junk):
     add_profile(database)
     enroll(database, "cam-1")
     message = WatchedDevice().learned()
-    bad = replace(message, payload=message.payload.replace(b'"body": "', b'"body": "AAAA'))
-    outcome = ingest_batch(database, [bad], rules=INGEST, now=from_unix_ms(TS))
+    bad = replace(message, payload=message.payload.replace(b'"body": "', b'"body": "' + junk))
+    assert_refused(database, bad, now=from_unix_ms(TS))
+
+
+@on_sqlite
+@pytest.mark.parametrize("days", [-1, 402])
+def test_a_reference_of_days_that_cannot_have_been_is_refused(database, days):
+    add_profile(database)
+    enroll(database, "cam-1")
+    assert_refused(database, WatchedDevice().learned(), now=from_unix_ms(TS) + timedelta(days=days))
+
+
+def assert_refused(database, bad, *, now):
+    outcome = ingest_batch(database, [bad], rules=INGEST, now=now)
     assert outcome.acks[0][2].streams["event"].upto == 0
     with database.reading() as tx:
         assert audit.list_entries(tx, T0)[0].action == "drift.reference-refused"

@@ -219,3 +219,17 @@ def test_a_row_that_the_database_refuses_does_not_hold_up_the_others(monitored):
     assert (outcome.accepted, outcome.rejected) == (4, 1)
     assert counts(monitored) == {"events": 3, "telemetry": 0, "dead_letters": 1}
     assert view(monitored).presence is Presence.SLEEPING
+
+
+@pytest.mark.parametrize("error", [ValueError("no digit"), KeyError("x"), OverflowError("too large"), TypeError("no number")])
+def test_a_message_that_our_own_code_fails_at_does_not_hold_up_the_others(monitored, error):
+    def fail(_tx, _tenant, _device, told, _now):
+        if told.seq == 1:
+            raise error
+
+    rules = IngestRules(RULES.is_enrolled, on_event=(fail,))
+    outcome = ingest_batch(monitored, [event("cam-1", 0), event("cam-1", 1), event("cam-2", 0)], rules=rules, now=NOW)
+    assert (outcome.accepted, outcome.rejected) == (2, 1)
+    with monitored.reading() as tx:
+        (letter,) = store.list_dead_letters(tx, T0)
+    assert type(error).__name__ in letter.reason
