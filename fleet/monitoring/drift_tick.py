@@ -44,7 +44,7 @@ from fleet.monitoring.drift_store import ProfileRow, SeriesRow, WindowRow
 from fleet.registry import store as registry_store
 from fleet.registry.model import ReleaseState
 from protocol.errors import InvalidError, NotFoundError, TrustError, UnavailableError
-from protocol.ids import TenantId, new_id
+from protocol.ids import DeviceId, TenantId, new_id
 from protocol.sketches import cbor
 from protocol.sketches.codec import CONDITION_NAMES, Head, SketchWindow, decode, read_head
 from protocol.sketches.counts import empty, summed
@@ -72,6 +72,9 @@ SCORE_MISMATCH = "score_mismatch"
 DETECTOR_FAILED = "detector_failed"
 #: Windows are kept so long; sums of days and months stay.
 WINDOW_DAYS = 400
+#: False alarms per year that a device allows itself when nobody tells it another rate (`agent.config`).
+AGENT_RATE = 1.0
+_DECIDED = "drift.thresholds-decided"
 #: Clean windows that tails of single features are taken from.
 _CLEAN_WINDOWS = 400
 
@@ -201,6 +204,10 @@ def judge_series(tx: Connection, tenant: TenantId, series_key: int, *, rules: Dr
         if row.group_key is not None:
             due = now + GROUP_WAITS
             drift_store.touch_group(tx, tenant, row.group_key, w0=drift_sums.hour_start(start), due_at=due)
+        budget = alarm_store.find_budget(tx, tenant)
+        if row.reference_id is not None and (budget is not None or rules.fleet_rate <= 0):  # one that is watched since the last decision
+            rate = _allowed(alarms.rate_of(rules.rate, rules.fleet_rate, budget or 1))
+            _tell_rate(tx, tenant, row.device, rate, is_budget=rules.fleet_rate > 0, now=now)
     drift_store.save_series(tx, replace(row, dirty_from=None), now=now)
 
 
@@ -546,26 +553,52 @@ def end_groups(tx: Connection, tenant: TenantId, *, now: datetime) -> None:
 
 
 def review_budget(tx: Connection, tenant: TenantId, *, rules: DriftRules, now: datetime) -> bool:
-    """Decide thresholds anew when the fleet has grown or shrunk by more than a tenth; returns whether it had."""
+    """Decide thresholds anew when the fleet has grown or shrunk by more than a tenth, or when the operator asks for another rate.
+
+    Devices are told when the rate is another one. Returns whether anything was decided anew.
+    """
     devices, decided = drift_store.count_watched(tx, tenant), alarm_store.find_budget(tx, tenant)
-    if decided is not None and not alarms.needs_new_threshold(decided, devices):
-        return False
-    alarm_store.save_budget(tx, tenant, devices, now=now)
-    if rules.fleet_rate <= 0:
-        return True
-    rate = alarms.rate_of(rules.rate, rules.fleet_rate, devices)
-    for row in drift_store.list_series(tx, tenant, src=0):
-        if row.reference_id is not None:
-            _tell_rate(tx, row, rate, now=now)
+    is_grown = decided is None or alarms.needs_new_threshold(decided, devices)
+    if is_grown:
+        alarm_store.save_budget(tx, tenant, devices, now=now)
+    rate = _allowed(alarms.rate_of(rules.rate, rules.fleet_rate, devices if is_grown or decided is None else decided))
+    told = _told_rate(tx, tenant)
+    is_other = rate != (AGENT_RATE if told is None else told)
+    if not is_other and not (is_grown and rules.fleet_rate > 0):
+        return is_grown
+    for device in sorted({row.device for row in drift_store.list_series(tx, tenant, src=0)}):
+        _tell_rate(tx, tenant, device, rate, is_budget=rules.fleet_rate > 0, now=now)
     detail = {"devices": devices, "before": decided or 0, "rate_per_device_year": rate, "rate_per_fleet_year": rules.fleet_rate}
-    audit.append(tx, tenant=tenant, actor=DETECTOR, action="drift.thresholds-decided", subject=f"tenant/{tenant}", now=now, detail=detail)
+    audit.append(tx, tenant=tenant, actor=DETECTOR, action=_DECIDED, subject=f"tenant/{tenant}", now=now, detail=detail)
     return True
 
 
-def _tell_rate(tx: Connection, row: SeriesRow, rate: float, *, now: datetime) -> None:
-    allowed = min(1000.0, max(0.001, rate))
+def _allowed(rate: float) -> float:
+    """The rate as a device's config can say it."""
+    return min(1000.0, max(0.001, rate))
+
+
+def _told_rate(tx: Connection, tenant: TenantId) -> float | None:
+    """The rate that devices were told last; None when they were told none."""
+    entries = audit.list_entries(tx, tenant, subject=f"tenant/{tenant}", limit=200)
+    return next((float(one.detail["rate_per_device_year"]) for one in entries if one.action == _DECIDED), None)
+
+
+def _tell_rate(tx: Connection, tenant: TenantId, device: DeviceId, rate: float, *, is_budget: bool, now: datetime) -> None:
+    """Tell the device how many false alarms it may make, where its twin says something else.
+
+    What somebody wishes of a device or of its group stays, unless the fleet shares a budget (`is_budget`).
+    """
     try:
-        twins.change_drift(tx, row.tenant, row.device, lambda patch: patch.model_copy(update={"false_alarms_per_year": allowed}), now=now)
+        said = device_store.get_twin(tx, tenant, device).config.drift.false_alarms_per_year
+        wanted: float | None = rate
+        if not is_budget:
+            owner = device_store.get_device(tx, tenant, device)
+            of_group = device_store.get_group(tx, tenant, owner.group).config.drift.false_alarms_per_year
+            wanted = None if of_group is not None or rate == AGENT_RATE else rate
+        if said == wanted or not (is_budget or said is None or said == _told_rate(tx, tenant)):
+            return
+        twins.change_drift(tx, tenant, device, lambda patch: patch.model_copy(update={"false_alarms_per_year": wanted}), now=now)
     except NotFoundError:
         return
 

@@ -190,6 +190,51 @@ def test_thresholds_follow_the_size_of_the_fleet_and_are_audited(database, camer
     assert {row.state.threshold for row in drift_service.device_overview(database, T0)} == {730.0}
 
 
+@on_sqlite
+def test_devices_are_told_the_rate_that_the_operator_asks_for_and_what_somebody_set_for_one_device_stays(database, cameras):
+    def asked() -> list[float | None]:
+        with database.reading() as tx:
+            return [device_store.get_twin(tx, T0, DeviceId(name)).config.drift.false_alarms_per_year for name in NAMES]
+
+    def review(rules: DriftRules) -> bool:
+        with database.transaction() as tx:
+            return drift_tick.review_budget(tx, T0, rules=rules, now=START)
+
+    with database.transaction() as tx:
+        twins.change_drift(tx, T0, DeviceId("cam-4"), lambda patch: patch.model_copy(update={"false_alarms_per_year": 5.0}), now=START)
+    few = DriftRules(rate=0.2)
+    send(database, cameras[:3], lambda camera: camera.hours(W0, 1), now=moment_of(W0 + 6))
+    settle(database, now=moment_of(W0 + 6))
+    review(DriftRules())
+    assert asked() == [None, None, None, 5.0]  # the agent's own default
+    assert review(few)
+    assert asked() == [0.2, 0.2, 0.2, 5.0]
+    assert not review(few)
+    send(database, cameras[3:], lambda camera: camera.hours(W0, 1), now=moment_of(W0 + 6))
+    settle(database, now=moment_of(W0 + 6), rules=few)
+    assert asked() == [0.2, 0.2, 0.2, 5.0]
+    assert review(DriftRules(rate=0.5))
+    assert asked() == [0.5, 0.5, 0.5, 5.0]
+    assert review(DriftRules(fleet_rate=4.0))
+    assert set(asked()) == {1.0}
+    assert review(DriftRules(rate=0.5, fleet_rate=2000.0))
+    assert review(DriftRules())
+    assert asked() == [None] * 4
+
+
+@on_sqlite
+def test_a_device_that_is_watched_since_the_last_decision_is_told_the_rate(database, cameras):
+    few = DriftRules(rate=0.2)
+    send(database, cameras[:3], lambda camera: camera.hours(W0, 1), now=moment_of(W0 + 6))
+    settle(database, now=moment_of(W0 + 6), rules=few)
+    with database.transaction() as tx:
+        drift_tick.review_budget(tx, T0, rules=few, now=START)
+    send(database, cameras[3:], lambda camera: camera.hours(W0, 1), now=moment_of(W0 + 6))
+    settle(database, now=moment_of(W0 + 6), rules=few)
+    with database.reading() as tx:
+        assert device_store.get_twin(tx, T0, DeviceId("cam-4")).config.drift.false_alarms_per_year == 0.2
+
+
 def test_the_devices_that_drift_come_first_and_are_listed(database, cameras):
     dark = (-3.0, -3.0, 0.0, 0.0)
     send(
