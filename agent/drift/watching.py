@@ -23,7 +23,7 @@ from protocol.clock import Clock
 from protocol.errors import DeviceError, InvalidError, MooringError
 from protocol.files import read_bounded
 from protocol.messages import DriftPipeline
-from protocol.sketches.codec import SUBWINDOW_MS, SUBWINDOW_S
+from protocol.sketches.codec import SUBWINDOW_MS, SUBWINDOW_S, SUBWINDOWS_PER_HOUR
 from protocol.sketches.grid import Grid, decode_grid
 from protocol.sketches.profile import FILE_NAME, MAX_PROFILE_BYTES, decode_profile
 from protocol.sketches.reference import Grade, decode_reference, grade_of
@@ -383,16 +383,28 @@ class DriftWatch:
 
     def _send_hours(self) -> None:
         now_s = self._now_s()
-        for rows in sending.due_hours(self._rows.unsent(before=subwindow_of(now_s)), now_s=now_s, minute=self._minute):
+        for unsent in sending.due_hours(self._rows.unsent(before=subwindow_of(now_s)), now_s=now_s, minute=self._minute):
             try:
-                draft = sending.hour_draft(rows, self._get_grid(rows[0].subject))
+                rows, draft = self._hour_of(unsent)
             except InvalidError as error:
-                log.warning("drift.hour-lost pipeline=%s text=%s", rows[0].subject.pipeline, str(error)[:200])
-                self._lose(sum(row.rows for row in rows))
-                self._rows.save_windows([replace(row, sent="lost") for row in rows])
+                log.warning("drift.hour-lost pipeline=%s text=%s", unsent[0].subject.pipeline, str(error)[:200])
+                self._lose(sum(row.rows for row in unsent))
+                self._rows.save_windows([replace(row, sent="lost") for row in unsent])
             else:
                 self._rows.send(rows, draft)
                 self.revision += 1  # figures of the state topic are an hour old at most
+
+    def _hour_of(self, unsent: list[SubWindowRow]) -> tuple[list[SubWindowRow], SketchDraft]:
+        """The hour's window and what is in it. What closed late goes with all that went before: a higher revision replaces the hour.
+
+        Raises: InvalidError when it cannot be read.
+        """
+        subject, hour = unsent[0].subject, unsent[0].w0 // SUBWINDOWS_PER_HOUR * SUBWINDOWS_PER_HOUR
+        grid = self._get_grid(subject)
+        draft = sending.hour_draft(unsent, grid)
+        closed = self._rows.history(subject, since=hour, until=hour + SUBWINDOWS_PER_HOUR)
+        rows = [row for row in closed if row.sent in ("", draft.window)]
+        return rows, draft if len(rows) == len(unsent) else sending.hour_draft(rows, grid)
 
     def _get_grid(self, subject: Subject) -> Grid:
         """The grid of what was counted. Raises: InvalidError when it is not known any more."""

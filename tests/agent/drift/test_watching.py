@@ -55,6 +55,45 @@ def test_an_hour_goes_out_once_at_the_devices_minute_and_leaves_only_when_the_se
     assert hour.w0 not in {one.w0 for one in site.sketches()}
 
 
+def revisions(site, hour, model):
+    """What waits for the server of one model's hour, the oldest first."""
+    return [one for one in site.sketches() if one.window_id == hour.window_id and one.model.hex() == model]
+
+
+def test_a_sub_window_that_closes_after_its_hour_was_sent_goes_with_the_whole_hour(site):
+    site.idle(3600 - site.clock.now().timestamp() % 3600)
+    site.run(1150)
+    late = site.w0 + 1
+    behind = site.world.row(site.clock.monotonic() + 200)  # the control loop gets it after hours
+    site.idle(600)
+    site.run(1800)
+    site.idle(3600)
+    (hour,) = [one for one in site.sketches() if one.w0 <= late < one.w0 + one.nsub]
+    site.watch.take(behind)
+    site.idle(600)
+    first, second = revisions(site, hour, site.world.model)
+    assert (first.rev, second.rev) == (0, 1)
+    assert not first.mask & 1 << (late - hour.w0)
+    assert second.mask == first.mask | 1 << (late - hour.w0)
+    assert second.counts.rows == first.counts.rows + 1
+    assert {row.sent for row in site.rows.history(site.subject, since=hour.w0, until=hour.w0 + 6)} == {hour.window_id}
+
+
+def test_a_sub_window_that_another_model_left_open_at_a_restart_goes_with_the_whole_hour(site):
+    site.idle(3600 - site.clock.now().timestamp() % 3600)
+    site.run(1500)
+    old, open_w0 = site.subject, site.w0
+    site.restart()
+    site.world.model = "b2" * 16
+    site.run(2 * 3600)
+    (hour,) = [one for one in site.sketches() if one.model.hex() == old.model and one.w0 <= open_w0 < one.w0 + one.nsub]
+    site.restart()
+    site.idle(60)
+    first, second = revisions(site, hour, old.model)
+    assert second.mask == first.mask | 1 << (open_w0 - hour.w0)
+    assert second.counts.rows > first.counts.rows
+
+
 def test_what_conditions_leave_out_is_counted_and_named_and_over_a_sub_window_later(site):
     site.world.mean, site.world.deviation = 5.0, 0.2
     site.to_next_subwindow()
