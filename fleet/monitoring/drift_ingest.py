@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from fleet.db import Connection
 from fleet.monitoring import drift_store as store
+from fleet.monitoring.drift_model import DAY
 from fleet.monitoring.drift_profiles import grids_of
 from fleet.monitoring.drift_store import Quarantined, SeriesKey, SeriesRow, WindowRow
 from fleet.monitoring.store import DEAD_LETTER_BYTES, dead_letter_row, insert_dead_letters
@@ -25,6 +26,10 @@ from protocol.topics import Topic, device_topic
 UNKNOWN_GRID_FOR = timedelta(hours=72)
 #: A window that overlaps another one is kept so long for a person to look at.
 OVERLAP_FOR = timedelta(days=14)
+#: Judging failed; the next window tries again, from where it failed.
+DETECTOR_FAILED = "detector_failed"
+#: Sub-windows that it goes back for that at most: a week.
+RETRIED_FOR = 7 * DAY
 UNKNOWN_GRID, OVERLAP = "unknown-grid", "overlap"
 #: Pipeline, window, source, revision: what a device knows a window by.
 AckKey = tuple[str, str, int, int]
@@ -129,10 +134,13 @@ def _join(tx: Connection, row: SeriesRow, sketches: Sequence[Sketch], *, now: da
     store.put_windows(tx, row.tenant, ((row.series_key, one) for one in changed.values()), now=now)
     if changed:
         dirty = min(one.w0 for one in changed.values())
+        first, next_w0 = min(row.first_w0, dirty), max(row.next_w0, *(one.end for one in changed.values()))
+        if DETECTOR_FAILED in row.conditions:
+            dirty = min(dirty, max(first if row.judged_until is None else row.judged_until, next_w0 - RETRIED_FOR))
         row = replace(
             row,
-            first_w0=min(row.first_w0, dirty),
-            next_w0=max(row.next_w0, *(one.end for one in changed.values())),
+            first_w0=first,
+            next_w0=next_w0,
             dirty_from=dirty if row.dirty_from is None else min(dirty, row.dirty_from),
         )
     store.save_series(tx, row, now=now)

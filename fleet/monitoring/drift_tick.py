@@ -25,7 +25,7 @@ from fleet.monitoring.attribution import Base
 from fleet.monitoring.detectors import Crossing, Scored
 from fleet.monitoring.drift_alarms import DETECTOR, clear_alarm, raise_alarm, save_cleared
 from fleet.monitoring.drift_groups import group_of, judge_group
-from fleet.monitoring.drift_ingest import expire_quarantine, release_quarantine
+from fleet.monitoring.drift_ingest import DETECTOR_FAILED, RETRIED_FOR, expire_quarantine, release_quarantine
 from fleet.monitoring.drift_model import (
     BY_WINDOWS,
     DAY,
@@ -48,7 +48,17 @@ from protocol.ids import DeviceId, TenantId, new_id
 from protocol.sketches import cbor
 from protocol.sketches.codec import CONDITION_NAMES, Head, SketchWindow, decode, read_head
 from protocol.sketches.counts import empty, summed
-from protocol.sketches.evidence import HISTORY, Evidence, Plan, decode_evidence, default_plan, encode_evidence, fleet_evidence, onset_block
+from protocol.sketches.evidence import (
+    HISTORY,
+    Evidence,
+    Plan,
+    decode_evidence,
+    default_plan,
+    encode_evidence,
+    fleet_evidence,
+    fresh_evidence,
+    onset_block,
+)
 from protocol.sketches.grid import Grid
 from protocol.sketches.profile import FILE_NAME, MAX_PROFILE_BYTES, ModelProfile, decode_profile
 from protocol.sketches.reference import (
@@ -68,8 +78,6 @@ MOST_SERIES, MOST_GROUPS = 200, 20
 GROUP_WAITS = timedelta(minutes=10)
 #: A condition that the server finds itself: a score that its counts do not confirm.
 SCORE_MISMATCH = "score_mismatch"
-#: Judging failed; the next window tries again.
-DETECTOR_FAILED = "detector_failed"
 #: Windows are kept so long; sums of days and months stay.
 WINDOW_DAYS = 400
 #: False alarms per year that a device allows itself when nobody tells it another rate (`agent.config`).
@@ -109,12 +117,17 @@ def _apart(database: Database, set_aside: Callable[[Connection], None]) -> Itera
 
 def _set_aside(tx: Connection, *, tenant: TenantId, series_key: int, now: datetime) -> None:
     row = drift_store.get_series(tx, tenant, series_key, is_held=True)
-    drift_store.save_series(tx, replace(row, dirty_from=None, conditions={**row.conditions, DETECTOR_FAILED: 600}), now=now)
+    left = row.judged_until if row.judged_until is not None else row.first_w0
+    left = left if row.dirty_from is None else min(left, row.dirty_from)  # where the next window goes on
+    conditions = {**row.conditions, DETECTOR_FAILED: 600}
+    drift_store.save_series(tx, replace(row, dirty_from=None, judged_until=left, conditions=conditions), now=now)
 
 
 def _set_group_aside(tx: Connection, *, tenant: TenantId, group_key: int, now: datetime) -> None:
     group = drift_store.get_group(tx, tenant, group_key, is_held=True)
-    drift_store.save_group(tx, replace(group, dirty_from=None, due_at=None), now=now)
+    oldest = drift_sums.sub_window_of(now) - RETRIED_FOR
+    left = None if group.dirty_from is None else max(group.dirty_from, drift_sums.hour_start(oldest))
+    drift_store.save_group(tx, replace(group, dirty_from=left, due_at=None), now=now)  # due with the next window of a member
 
 
 def keep_house(database: Database, blobs: BlobStore, *, rules: DriftRules, now: datetime) -> None:
@@ -266,9 +279,12 @@ def _judged(tx: Connection, known: _Known, start: int, *, rules: DriftRules, now
     plan = default_plan(reference.subwindows)
     rate = alarms.rate_of(rules.rate, rules.fleet_rate, alarm_store.find_budget(tx, row.tenant) or 1)
     evidence = _evidence(row, plan)
-    if evidence is None:  # what the reference was learned from says nothing against it
+    if evidence is None:  # what the reference was learned from says nothing against it, nor what an alarm told already
         oldest = row.next_w0 - HISTORY * reference.subwindows
-        start = max(row.first_w0, oldest, reference.last_w0 + 1 if row.decided_by is Check.SERVER else 0)
+        normal = row.learning_from or 0
+        start = max(row.first_w0, oldest, normal, reference.last_w0 + 1 if row.decided_by is Check.SERVER else 0)
+        since = max(normal, row.restarted_at or 0)
+        evidence = Evidence(tuple(replace(state, since=since) for state in fresh_evidence(plan).states))
     first = start // reference.subwindows * reference.subwindows
     windows = drift_store.list_windows(tx, row.tenant, row.series_key, start=first, end=row.next_w0)
     row = replace(row, reference_id=reference.reference_id.hex(), grade=Grade(reference.grade.value), threshold=max(plan.thresholds(rate)))
@@ -405,7 +421,8 @@ def _scored(known: _Known, row: SeriesRow, reference: DeviceReference, windows: 
             if not detectors.is_verified(decode(one.body, known.grid), by, known.grid):
                 mismatches += 1
                 continue
-            if float(by.p_values(head.scores)[0]) < detectors.ONSET_P:
+            is_current = by.reference_id == reference.reference_id  # what a retired one said was answered with it
+            if is_current and float(by.p_values(head.scores)[0]) < detectors.ONSET_P:
                 claims.append(one.w0)
         heads.append(head)
     heads.sort(key=lambda head: (head.nsub, head.w0))  # where both tell of a sub-window, its hour counts

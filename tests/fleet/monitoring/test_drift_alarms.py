@@ -6,7 +6,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 from simulators.messages import TS
-from simulators.sketches import W0, WatchedDevice, add_profile, enroll
+from simulators.sketches import W0, WatchedDevice, add_profile, enroll, reference
 
 from fleet import audit, jobs
 from fleet.audit import Actor, ActorKind
@@ -164,6 +164,37 @@ def test_whatever_order_windows_come_in_the_same_evidence_comes_out(site):
         drift_store.save_series(tx, replace(late, dirty_from=W0, evidence_state=None), now=site.now)
     site.tick()
     assert site.series().evidence_state == late.evidence_state
+
+
+@on_sqlite
+def test_what_could_not_be_judged_is_judged_with_the_next_window(site, monkeypatch):
+    site.take(*site.camera.hours(W0, 24))
+
+    def fails(*_args, **_keys):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(drift_tick.detectors, "settle", fails)
+        site.take(*site.camera.hours(W0 + 144, 3, shift=DARK))
+    assert (site.alarms(), site.series().dirty_from, site.series().conditions) == ([], None, {"detector_failed": 600})
+    site.take(site.camera.hour(W0 + 1008))  # of a later block
+    (alarm,) = site.alarms()
+    assert alarm.onset == moment_of(W0 + 144)
+    assert (site.series().judged_until, site.series().conditions) == (W0 + 1014, {})
+
+
+@on_sqlite
+def test_another_reference_does_not_raise_again_what_was_answered(site):
+    site.dark()
+    site.take(*site.camera.hours(W0 + 150, 24))
+    (alarm,) = site.alarms()
+    drift_service.clear(site.database, tenant=T0, alarm=alarm.alarm, outcome=AlarmEvent.CONDITION, by=ANNA, now=site.now, reason="covered")
+    other = replace(site.camera, reference=reference(4))
+    ingest_batch(site.database, [other.learned(seq=1)], rules=INGEST, now=site.now)
+    site.tick()
+    assert site.series().reference_id == other.reference.reference_id.hex()
+    (answered,) = site.alarms()
+    assert (answered.state, answered.outcome, answered.reopened) == (AlarmState.CLEARED, AlarmEvent.CONDITION, 0)
 
 
 def test_an_alarm_recovers_when_the_evidence_stays_low_for_the_hold_time(site):
