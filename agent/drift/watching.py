@@ -80,15 +80,20 @@ class DriftWatch:
         if settings == self._settings and places == self._places:
             return
         self._settings, self._places = settings, dict(places)
-        for watched in list(self._watched.values()):
-            if watched.subject.pipeline not in places:
-                self._close(watched)
-                del self._watched[watched.subject]
-                if self._current.get(watched.subject.pipeline) == watched.subject:
-                    del self._current[watched.subject.pipeline]
-            else:
-                self._renew_when_asked(watched)
+        self._faults = {pipeline: text for pipeline, text in self._faults.items() if self._is_wanted(pipeline)}
+        gone = [watched for watched in self._watched.values() if not self._is_wanted(watched.subject.pipeline)]
+        for watched in gone:  # before anything is written: what is not watched has nothing to say, also when the disk is full
+            del self._watched[watched.subject]
+            if self._current.get(watched.subject.pipeline) == watched.subject:
+                del self._current[watched.subject.pipeline]
         self.revision += 1
+        for watched in self._watched.values():
+            self._renew_when_asked(watched)
+        for watched in gone:
+            self._close(watched)
+
+    def _is_wanted(self, pipeline: str) -> bool:
+        return self._settings.enabled and pipeline in self._places
 
     def steps(self) -> dict[str, float]:
         """Per pipeline the seconds between two rows; 0: as the profile says. Empty when nothing is to be watched."""
@@ -140,7 +145,7 @@ class DriftWatch:
         self._store.set_value(_LOST_VALUE, str(self.lost))
 
     def _count(self, row: SampledRow, *, codes: tuple[str, ...] = ()) -> None:
-        if not self._settings.enabled or row.pipeline not in self._places:
+        if not self._is_wanted(row.pipeline):
             return
         at_s = self._now_s() - (self._clock.monotonic() - row.at_s)
         try:

@@ -18,7 +18,7 @@ from simulators.mosquitto import ServerSide
 from waiting import PATIENCE_S, wait_until
 
 from agent.cli import main
-from agent.config import AgentConfig
+from agent.config import AgentConfig, DriftConfig
 from agent.control import ask
 from agent.service import Service
 from agent.slots import SlotContent, SlotFile, Slots
@@ -189,6 +189,19 @@ def test_a_device_that_is_told_not_to_watch_asks_for_no_rows(tmp_path: Path, clo
     assert made.inference._steps == {}
     assert made.drift.body()["pipelines"][0]["grade"] == "off"
     made.store.close()
+
+
+def test_a_device_that_is_told_to_watch_no_more_says_off_and_misses_no_frames(service: Service, clock: FakeClock, tmp_path: Path):
+    grid = make_grid()
+    work(service, clock, World(grid, make_profile(tmp_path / "slot", grid)), rows=5)
+    assert service.drift.body()["pipelines"][0]["grade"] == "collecting"
+    service.drift.configure(DriftConfig(enabled=False), service._twin.in_force.config.pipelines)  # as by a signed configuration
+    for _ in range(20):
+        clock.advance(30.0)
+        service._tick()
+    assert service.drift.body()["pipelines"][0]["grade"] == "off"
+    assert "frame_missing" not in {one.code for one in service.conditions.active()}
+    assert states(service)[-1].pipelines[0].grade == "off"
 
 
 def test_more_rows_than_may_wait_for_the_control_loop_are_counted(service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

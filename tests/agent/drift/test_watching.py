@@ -298,3 +298,19 @@ def test_pipelines_that_are_gone_are_closed_and_those_that_are_off_are_not_count
     site.places = {}
     site.configure(enabled=True)
     assert site.watch.pipelines() == []
+
+
+def test_what_is_not_watched_any_more_has_nothing_to_say_and_is_told_as_off(site):
+    site.world.mean, site.world.deviation = 5.0, 0.2
+    site.run(200)
+    site.watch.take(site.world.row(site.clock.monotonic(), grid=make_grid(seed=5).grid_id.hex()))
+    assert site.codes() == {"frame_black", "profile_invalid"}
+    first = site.w0
+    site.configure(enabled=False)
+    site.idle(3600)
+    assert (site.watch.findings(), site.watch.pipelines(), site.watch.steps()) == ([], [], {})
+    assert not site.rows.find_window(site.subject, first).flags & Flag.OPEN  # what was counted is kept
+    site.world.mean, site.world.deviation = 120.0, 40.0
+    site.configure(enabled=True)
+    site.run(1200)
+    assert (site.codes(), site.told().grade) == (set(), "collecting")
