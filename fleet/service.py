@@ -666,6 +666,7 @@ class Controller:
         now = server.clock.now()
         monitoring.prune(database, server.tenant, now=now, telemetry_days=server.config.limits.telemetry_days)
         history.prune(database, server.tenant, now=now)
+        drift_tick.prune(database, now=now)
         shadow.prune(database, before=now - timedelta(days=SHADOW_REPORT_DAYS))
         with database.transaction() as tx:
             jobs.prune(tx, before=now - timedelta(days=7))

@@ -524,18 +524,6 @@ def put_windows(tx: db.Connection, tenant: TenantId, rows: Iterable[tuple[int, W
     db.upsert(tx, sketch_windows, values, where=lambda new: new.rev > sketch_windows.c.rev)
 
 
-def delete_windows_before(tx: db.Connection, tenant: TenantId, *, before: int, limit: int) -> int:
-    """Delete at most `limit` windows that ended before a sub-window; sums stay. Returns how many."""
-    table = sketch_windows
-    old = (
-        sa.select(table.c.series_key, table.c.w0, table.c.nsub)
-        .where(table.c.tenant == tenant, table.c.w0 + table.c.nsub <= before)
-        .limit(limit)
-    )
-    matches = sa.tuple_(table.c.series_key, table.c.w0, table.c.nsub).in_(old)
-    return tx.execute(sa.delete(table).where(table.c.tenant == tenant, matches)).rowcount
-
-
 def count_windows(tx: db.Connection, tenant: TenantId) -> dict[str, int]:
     """Windows stored and quarantined, and conflicts and overlaps counted."""
     one = sa.select(sa.func.count()).select_from(sketch_windows).where(sketch_windows.c.tenant == tenant)
@@ -567,16 +555,7 @@ def list_quarantined(tx: db.Connection, tenant: TenantId, *, grid_id: str | None
     statement = sa.select(table).where(table.c.tenant == tenant).order_by(table.c.received_at, table.c.w0).limit(limit)
     if grid_id is not None:
         statement = statement.where(table.c.grid_id == grid_id, table.c.reason == "unknown-grid")
-    return [
-        Quarantined(
-            SeriesKey(DeviceId(row.device), row.pipeline, row.model, row.src, row.grid_id),
-            WindowRow(row.w0, row.nsub, row.rev, row.body),
-            row.reason,
-            row.received_at,
-            row.until,
-        )
-        for row in tx.execute(statement)
-    ]
+    return [_quarantined(row) for row in tx.execute(statement)]
 
 
 def release_quarantined(tx: db.Connection, tenant: TenantId, one: Quarantined) -> None:
@@ -589,13 +568,10 @@ def release_quarantined(tx: db.Connection, tenant: TenantId, one: Quarantined) -
 def take_expired(tx: db.Connection, *, now: datetime, limit: int) -> list[tuple[TenantId, Quarantined]]:
     """Windows whose time in quarantine is over, taken out; of all tenants."""
     table = quarantined_windows
-    tenants = list(tx.scalars(sa.select(table.c.tenant).where(table.c.until <= now).distinct()))
-    found: list[tuple[TenantId, Quarantined]] = []
-    for tenant in tenants:
-        for one in list_quarantined(tx, tenant, limit=limit):
-            if one.until <= now:
-                release_quarantined(tx, tenant, one)
-                found.append((tenant, one))
+    rows = tx.execute(sa.select(table).where(table.c.until <= now).order_by(table.c.until, table.c.tenant).limit(limit))
+    found = [(TenantId(row.tenant), _quarantined(row)) for row in rows]
+    for tenant, one in found:
+        release_quarantined(tx, tenant, one)
     return found
 
 
@@ -806,6 +782,14 @@ def list_group_hours(tx: db.Connection, tenant: TenantId, group_key: int, *, sta
     return [GroupHour(row.w0, row.reporting, row.mean, row.residuals, row.score, row.p) for row in tx.execute(statement)]
 
 
+def delete_group_hours(tx: db.Connection, tenant: TenantId, group_key: int, *, before: int, sums_before: int) -> int:
+    """Delete the group's hours, and its sums of hours, that began before a sub-window; sums of days stay. Returns how many rows."""
+    hours, sums = drift_group_hours, drift_sums
+    of_group = (hours.c.tenant == tenant, hours.c.group_key == group_key, hours.c.w0 < before)
+    of_hour = (sums.c.tenant == tenant, sums.c.owner_key == group_key, sums.c.level == "hour", sums.c.w0 < sums_before)
+    return tx.execute(sa.delete(hours).where(*of_group)).rowcount + tx.execute(sa.delete(sums).where(*of_hour)).rowcount
+
+
 def state_of(row: SeriesRow, *, until: datetime | None) -> DriftState:
     """The series for people; `until`: the end of what was judged."""
     return DriftState(
@@ -828,6 +812,11 @@ def state_of(row: SeriesRow, *, until: datetime | None) -> DriftState:
         peer_p=row.peer_p,
         conditions=row.conditions,
     )
+
+
+def _quarantined(row: Any) -> Quarantined:
+    key = SeriesKey(DeviceId(row.device), row.pipeline, row.model, row.src, row.grid_id)
+    return Quarantined(key, WindowRow(row.w0, row.nsub, row.rev, row.body), row.reason, row.received_at, row.until)
 
 
 def _new_key() -> int:

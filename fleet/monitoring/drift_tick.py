@@ -78,8 +78,10 @@ MOST_SERIES, MOST_GROUPS = 200, 20
 GROUP_WAITS = timedelta(minutes=10)
 #: A condition that the server finds itself: a score that its counts do not confirm.
 SCORE_MISMATCH = "score_mismatch"
-#: Windows are kept so long; sums of days and months stay.
-WINDOW_DAYS = 400
+#: Windows, labels and sums of hours are kept so long, hours that groups learn from so long; sums of days and months stay.
+WINDOW_DAYS, GROUP_HOUR_DAYS = 400, 60
+#: Rows deleted in one transaction.
+_PRUNED = 5000
 #: False alarms per year that a device allows itself when nobody tells it another rate (`agent.config`).
 AGENT_RATE = 1.0
 _DECIDED = "drift.thresholds-decided"
@@ -131,7 +133,7 @@ def _set_group_aside(tx: Connection, *, tenant: TenantId, group_key: int, now: d
 
 
 def keep_house(database: Database, blobs: BlobStore, *, rules: DriftRules, now: datetime) -> None:
-    """Learn profiles, let windows out of quarantine, renew thresholds and the order of devices, forget old windows."""
+    """Learn profiles, let windows out of quarantine, renew thresholds and the order of devices."""
     with database.reading() as tx:
         tenants = drift_store.list_tenants(tx)
     for tenant in tenants:
@@ -140,9 +142,30 @@ def keep_house(database: Database, blobs: BlobStore, *, rules: DriftRules, now: 
             review_budget(tx, tenant, rules=rules, now=now)
             review_order(tx, tenant, rules=rules)
             end_groups(tx, tenant, now=now)
-            drift_store.delete_windows_before(tx, tenant, before=drift_sums.sub_window_of(now - timedelta(days=WINDOW_DAYS)), limit=5000)
     with database.transaction() as tx:
         expire_quarantine(tx, now=now)
+
+
+def prune(database: Database, *, now: datetime) -> int:
+    """Delete what is past its time, in small transactions; returns how many rows. Safe to repeat. Raises: UnavailableError."""
+    with database.reading() as tx:
+        tenants = drift_store.list_tenants(tx)
+    moment = now - timedelta(days=WINDOW_DAYS)
+    deleted = 0
+    for tenant in tenants:
+        for table in (drift_store.sketch_windows, alarm_store.audit_labels):
+            count = _PRUNED
+            while count == _PRUNED:
+                with database.transaction() as tx:
+                    count = monitoring_store.delete_older(tx, tenant, table, before=moment, limit=_PRUNED)
+                deleted += count
+        hours, sums = drift_sums.sub_window_of(now - timedelta(days=GROUP_HOUR_DAYS)), drift_sums.sub_window_of(moment)
+        with database.reading() as tx:
+            groups = drift_store.list_groups(tx, tenant)
+        for group in groups:
+            with database.transaction() as tx:
+                deleted += drift_store.delete_group_hours(tx, tenant, group.group_key, before=hours, sums_before=sums)
+    return deleted
 
 
 # --- what releases bring ---

@@ -235,6 +235,33 @@ def test_a_device_that_is_watched_since_the_last_decision_is_told_the_rate(datab
         assert device_store.get_twin(tx, T0, DeviceId("cam-4")).config.drift.false_alarms_per_year == 0.2
 
 
+@on_sqlite
+def test_windows_labels_and_hours_past_their_time_are_deleted_and_sums_of_days_stay(database, cameras):
+    with_history(database, cameras)
+    drift_service.add_labels(database, tenant=T0, labels=labels(3, 0), by=ANNA, now=START)
+    group = group_of(database)
+
+    def kept() -> tuple[int, int, int, int, int]:
+        with database.reading() as tx:
+            hours = len(drift_store.list_group_hours(tx, T0, group.group_key, start=0, end=1 << 40))
+            key = drift_store.list_series(tx, T0)[0].series_key
+            of_hours, of_days = (
+                drift_store.list_sums(tx, T0, [one], level, start=0, end=1 << 40)
+                for one, level in ((group.group_key, "hour"), (key, "day"))
+            )
+            right = alarm_store.count_labels(tx, T0, model=MODEL.hex(), origin="random")[""][0]
+            return drift_store.count_windows(tx, T0)["windows"], hours, len(of_hours), len(of_days), right
+
+    settle(database, now=moment_of(W0 + 20))
+    assert drift_tick.prune(database, now=moment_of(W0 + 20)) == 0
+    before = kept()
+    assert before == (4, 28 * 24 + 1, 1, 1, 3)
+    assert drift_tick.prune(database, now=moment_of(W0 + 62 * 144)) == before[1]
+    assert kept() == (4, 0, 1, 1, 3)
+    assert drift_tick.prune(database, now=moment_of(W0 + 402 * 144)) == 4 + 1 + 3
+    assert kept() == (0, 0, 0, 1, 0)
+
+
 def test_the_devices_that_drift_come_first_and_are_listed(database, cameras):
     dark = (-3.0, -3.0, 0.0, 0.0)
     send(

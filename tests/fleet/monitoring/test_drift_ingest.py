@@ -18,6 +18,7 @@ from fleet.monitoring.ingest import IngestRules, ingest_batch
 from protocol.clock import from_unix_ms
 from protocol.ids import DEFAULT_TENANT
 from protocol.sketches.codec import encode
+from protocol.topics import parse as parse_topic
 
 T0 = DEFAULT_TENANT
 NOW = from_unix_ms(TS) + timedelta(hours=12)
@@ -137,6 +138,19 @@ def test_what_waited_for_72_hours_becomes_a_dead_letter(database):
         assert drift_ingest.expire_quarantine(tx, now=NOW + timedelta(hours=73)) == 1
     assert found(database)["quarantined"] == 0
     assert reasons(database) == ["unknown-grid"]
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_windows_that_wait_longer_hold_up_none_whose_time_is_over(database):
+    camera = SketchDevice()
+    waits, over = camera.hour(W0), camera.hour(W0 + 6)
+    with database.transaction() as tx:
+        for window, since, days in ((waits, NOW - timedelta(days=5), 14), (over, NOW - timedelta(days=4), 3)):
+            sketch = drift_ingest.read_sketch(parse_topic(camera.message(window).topic), camera.device, encode(window))
+            aside = drift_store.Quarantined(sketch.series, sketch.window, "overlap", since, since + timedelta(days=days))
+            assert drift_store.quarantine(tx, T0, aside)
+        assert [one.window.w0 for _, one in drift_store.take_expired(tx, now=NOW, limit=1)] == [W0 + 6]
+        assert drift_store.take_expired(tx, now=NOW, limit=1) == []
 
 
 def document(window) -> dict:
