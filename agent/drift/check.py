@@ -120,6 +120,8 @@ def with_reference(
 def judge(state: CheckState, reference: DeviceReference, grid: Grid, summary: DoubleArray | None, w0: int, rules: Rules) -> Judged:
     """The sub-window's score, what the evidence is with it, and whether it crosses. `summary`: float64[d]; None: it is not testable."""
     evidence, plan = evidence_of(state, reference), plan_of(reference)
+    if w0 < max(state.judged_w0, *(one.block * one.subwindows for one in evidence.states)) - DAY:
+        state, evidence = _turned_back(state, w0), fresh_evidence(plan)
     if evidence.is_late(w0) or w0 <= state.judged_w0:
         return Judged(state)
     if summary is None:
@@ -140,6 +142,11 @@ def judge(state: CheckState, reference: DeviceReference, grid: Grid, summary: Do
     if not state.is_raised:
         state = replace(state, features=parts_of(reference, grid, vector))
     return Judged(_settled(state, evidence, plan, w0, rules), score)
+
+
+def _turned_back(state: CheckState, w0: int) -> CheckState:
+    """The state for a clock that is put back by more than a day: what was judged lies in a time that is not yet. An alarm stays one."""
+    return replace(state, judged_w0=-1, raised_w0=None if state.raised_w0 is None else min(state.raised_w0, w0), low_w0=None)
 
 
 def _settled(state: CheckState, evidence: Evidence, plan: Plan, w0: int, rules: Rules) -> CheckState:

@@ -153,6 +153,12 @@ class DriftStore:
                 )
             return writing.add_sketch(draft)
 
+    def oldest_window(self) -> int | None:
+        """The first sub-window that is remembered, or None."""
+        with self._store.looking() as connection:
+            found = connection.execute("SELECT min(w0) FROM drift_windows").fetchone()[0]
+        return None if found is None else int(found)
+
     def forget_before(self, w0: int) -> None:
         """Forget older sub-windows, and what only they needed."""
         with self._store.writing() as writing:

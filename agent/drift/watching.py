@@ -37,6 +37,8 @@ MAX_HELD = 8192
 JUMP_S = 3600.0
 #: Seconds of the agent's clock between two looks at what is to be sent.
 SEND_LOOK_S = 30.0
+#: After a jump nothing is forgotten for so long, seconds; else at most so many sub-windows a day, twice what comes.
+HOLD_S, MAX_FORGOTTEN = 86_400.0, 2 * SUBWINDOWS_PER_DAY
 _LOST_VALUE = "drift.lost"
 
 
@@ -65,6 +67,8 @@ class DriftWatch:
         self._held: deque[SampledRow] = deque()
         self._is_clock_set = True
         self._offset_s: float | None = None
+        #: When the clock jumped last, seconds of the monotonic one, and the day on which old sub-windows were forgotten last.
+        self._jumped_s, self._forgot_day = -HOLD_S, -1
         self._sent_look_s = -SEND_LOOK_S
         self._faults: dict[str, str] = {}
         #: Rows lost since the store was made: a crash, no time, no room, too late.
@@ -238,6 +242,7 @@ class DriftWatch:
         before, self._offset_s = self._offset_s, offset_s
         if before is None or abs(offset_s - before) <= JUMP_S:
             return
+        self._jumped_s = self._clock.monotonic()
         for watched in self._watched.values():
             if watched.window is not None:
                 watched.window.flags |= Flag.JUMPED
@@ -341,7 +346,16 @@ class DriftWatch:
         wanting = {"grid_wanted"} if references.wants_grid(self._rows, watched, w0) else frozenset[str]()
         watched.check_codes = (watched.check_codes - {"grid_wanted"}) | wanting
         keep = KEEP if all(one.grade is Grade.CALIBRATED for one in self._watched.values()) else KEEP_LEARNING
-        self._rows.forget_before(w0 - keep)
+        self._forget(w0, keep)
+
+    def _forget(self, w0: int, keep: int) -> None:
+        """Once a day forget what is too old; a clock that is wrong for some hours costs nothing, one that stays wrong a little each day."""
+        day = w0 // SUBWINDOWS_PER_DAY
+        if day == self._forgot_day or self._clock.monotonic() - self._jumped_s < HOLD_S:
+            return
+        self._forgot_day = day
+        if (oldest := self._rows.oldest_window()) is not None:
+            self._rows.forget_before(min(w0 - keep, oldest + MAX_FORGOTTEN) // SUBWINDOWS_PER_HOUR * SUBWINDOWS_PER_HOUR)
 
     def _renew_when_asked(self, watched: Watched) -> None:
         """Begin anew where somebody took what is there now as normal, or at another step; take a reference that was brought."""

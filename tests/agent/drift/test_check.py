@@ -3,6 +3,7 @@
 import base64
 import json
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -264,6 +265,69 @@ def test_a_late_sub_window_changes_nothing(calibrated):
     vector = watched.reference.scatter.mean
     once = check.judge(watched.state, watched.reference, site.grid, vector, site.w0 + 300, check.Rules())
     again = check.judge(once.state, watched.reference, site.grid, vector, site.w0 + 300, check.Rules())
-    late = check.judge(once.state, watched.reference, site.grid, vector, site.w0 - 300, check.Rules())
+    late = check.judge(once.state, watched.reference, site.grid, vector, site.w0 + 300 - check.DAY, check.Rules())
     assert once.score is not None
     assert (again.score, again.state, late.state) == (None, once.state, once.state)
+
+
+def move_clock(site, days):
+    """The wall clock is put elsewhere; the monotonic one goes on."""
+    site.clock._start += timedelta(days=days)
+    site.clock._now += timedelta(days=days)
+    site.tick()
+
+
+def test_a_clock_that_is_weeks_ahead_for_an_hour_costs_neither_the_past_nor_the_check(calibrated):
+    site = calibrated
+    known = set(site.rows.clean_places(site.subject, since=0))
+    assert len(known) > 27 * check.DAY
+    move_clock(site, 40)
+    for _ in range(5):
+        site.one_window()
+    move_clock(site, -40)
+    site.one_window()
+    now_w0 = site.w0 - 1
+    assert known <= set(site.rows.clean_places(site.subject, since=0))
+    site.one_window(shift=3.0)
+    told = site.told()
+    assert (told.state, told.raised_at >= now_w0 * SUBWINDOW_MS, told.raised_at <= site.w0 * SUBWINDOW_MS) == ("raised", True, True)
+
+
+def test_an_agent_that_starts_with_a_clock_weeks_ahead_forgets_two_days_at_most_of_each(calibrated):
+    site = calibrated
+    known = set(site.rows.clean_places(site.subject, since=0))
+    for _ in range(2):
+        site.watch.stop()
+        site.store.close()
+        site.clock._start += timedelta(days=40)
+        site.clock._now += timedelta(days=40)
+        site.open()
+        site.one_window()
+        site.one_window()
+    assert len(known - set(site.rows.clean_places(site.subject, since=0))) <= 4 * check.DAY
+
+
+def test_what_is_older_than_is_needed_is_forgotten_day_by_day(calibrated):
+    site = calibrated
+    oldest = site.rows.oldest_window()
+    for day in range(1, 4):
+        site.clock.advance(days=1)
+        site.one_window()
+        assert oldest < site.rows.oldest_window() <= oldest + 2 * check.DAY * day
+    site.clock.advance(days=3)
+    site.one_window()
+    assert site.rows.oldest_window() >= site.w0 - 30 * check.DAY
+
+
+def test_an_alarm_from_ahead_of_time_stays_one_and_ends_in_its_time(calibrated):
+    watched = calibrated.watch._watched[calibrated.subject]
+    reference, vector, w0 = watched.reference, watched.reference.scatter.mean, calibrated.w0
+    for summary in (vector, None):  # ahead nothing but sub-windows that could not be judged: the evidence is ahead all the same
+        ahead = check.judge(watched.state, reference, calibrated.grid, summary, w0 + 6000, check.Rules()).state
+        state = replace(ahead, raised_w0=w0 + 6000, low_w0=w0 + 6000)
+        back = check.judge(state, reference, calibrated.grid, vector, w0 + 1, check.Rules())
+        assert (back.score is not None, back.state.judged_w0, back.state.raised_w0) == (True, w0 + 1, w0 + 1)
+        state = back.state
+        for at in range(2, 2 * 144 + 2):
+            state = check.judge(state, reference, calibrated.grid, vector, w0 + at, check.Rules()).state
+        assert not state.is_raised
