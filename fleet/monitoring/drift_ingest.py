@@ -26,6 +26,8 @@ from protocol.topics import Topic, device_topic
 UNKNOWN_GRID_FOR = timedelta(hours=72)
 #: A window that overlaps another one is kept so long for a person to look at.
 OVERLAP_FOR = timedelta(days=14)
+#: Windows let out of quarantine in one transaction, 16 KiB each.
+RELEASED = 1000
 #: Judging failed; the next window tries again, from where it failed.
 DETECTOR_FAILED = "detector_failed"
 #: Sub-windows that it goes back for that at most: a week.
@@ -156,15 +158,18 @@ def _aside(one: Sketch, reason: str, now: datetime, how_long: timedelta) -> Quar
 
 
 def release_quarantine(tx: Connection, tenant: TenantId, grid_id: str, *, now: datetime) -> int:
-    """Store what waited for the grid, which is known now; returns how many windows. Those that do not fit it are gone, as dead letters."""
-    waiting = store.list_quarantined(tx, tenant, grid_id=grid_id, limit=100_000)
+    """Store what waited longest for the grid, which is known now, `RELEASED` windows at most; returns how many that were.
+
+    Those that do not fit it are gone, as dead letters; `drift_tick.keep_house` lets out the rest.
+    """
+    waiting = store.list_quarantined(tx, tenant, grid_id=grid_id, limit=RELEASED)
     sketches = []
     for one in waiting:
         store.release_quarantined(tx, tenant, one)
         sketches.append(_again(tenant, one))
     done = store_sketches(tx, tenant, sketches, now=now)
     bury(tx, tenant, done.rejected, now=now)
-    return len(done.accepted)
+    return len(waiting)
 
 
 def expire_quarantine(tx: Connection, *, now: datetime) -> int:

@@ -558,6 +558,13 @@ def list_quarantined(tx: db.Connection, tenant: TenantId, *, grid_id: str | None
     return [_quarantined(row) for row in tx.execute(statement)]
 
 
+def list_waiting_grids(tx: db.Connection, tenant: TenantId) -> set[str]:
+    """Grids that windows wait for."""
+    table = quarantined_windows
+    waits = (table.c.tenant == tenant, table.c.reason == "unknown-grid")
+    return set(tx.scalars(sa.select(table.c.grid_id).where(*waits).distinct()))
+
+
 def release_quarantined(tx: db.Connection, tenant: TenantId, one: Quarantined) -> None:
     """Forget that the window waits."""
     table = quarantined_windows
@@ -615,6 +622,12 @@ def list_known_grids(tx: db.Connection, tenant: TenantId, grid_ids: Collection[s
 def list_profiled_models(tx: db.Connection, tenant: TenantId) -> set[str]:
     """Model versions whose profile is kept."""
     return set(tx.scalars(sa.select(drift_profiles.c.model).where(drift_profiles.c.tenant == tenant)))
+
+
+def list_profile_bodies(tx: db.Connection, tenant: TenantId, model: str) -> list[bytes]:
+    """The profiles that are kept for a model version, one for each grid."""
+    table = drift_profiles
+    return list(tx.scalars(sa.select(table.c.body).where(table.c.tenant == tenant, table.c.model == model)))
 
 
 def put_reference(tx: db.Connection, tenant: TenantId, series_key: int, reference: Reference) -> bool:

@@ -25,7 +25,7 @@ from fleet.monitoring.attribution import Base
 from fleet.monitoring.detectors import Crossing, Scored
 from fleet.monitoring.drift_alarms import DETECTOR, clear_alarm, raise_alarm, save_cleared
 from fleet.monitoring.drift_groups import group_of, judge_group
-from fleet.monitoring.drift_ingest import DETECTOR_FAILED, RETRIED_FOR, expire_quarantine, release_quarantine
+from fleet.monitoring.drift_ingest import DETECTOR_FAILED, RELEASED, RETRIED_FOR, expire_quarantine, release_quarantine
 from fleet.monitoring.drift_model import (
     BY_WINDOWS,
     DAY,
@@ -42,9 +42,10 @@ from fleet.monitoring.drift_profiles import find_profile, grids_of
 from fleet.monitoring.drift_rules import DriftRules
 from fleet.monitoring.drift_store import ProfileRow, SeriesRow, WindowRow
 from fleet.registry import store as registry_store
-from fleet.registry.model import ReleaseState
+from fleet.registry.model import FileRef, Release, ReleaseState, Variant
+from protocol.canonical import digest_of
 from protocol.errors import InvalidError, NotFoundError, TrustError, UnavailableError
-from protocol.ids import DeviceId, TenantId, new_id
+from protocol.ids import DeviceId, Digest, TenantId, new_id
 from protocol.sketches import cbor
 from protocol.sketches.codec import CONDITION_NAMES, Head, SketchWindow, decode, read_head
 from protocol.sketches.counts import empty, summed
@@ -138,6 +139,7 @@ def keep_house(database: Database, blobs: BlobStore, *, rules: DriftRules, now: 
         tenants = drift_store.list_tenants(tx)
     for tenant in tenants:
         learn_profiles(database, blobs, tenant, now=now)
+        let_out(database, tenant, now=now)
         with database.transaction() as tx:
             review_budget(tx, tenant, rules=rules, now=now)
             review_order(tx, tenant, rules=rules)
@@ -174,18 +176,17 @@ def prune(database: Database, *, now: datetime) -> int:
 def learn_profiles(database: Database, blobs: BlobStore, tenant: TenantId, *, now: datetime) -> int:
     """Keep the profiles of releases that are not known yet, and store what waited for their grids; returns how many."""
     with database.reading() as tx:
-        known = drift_store.list_profiled_models(tx, tenant)
         releases = registry_store.list_releases(tx, tenant, limit=1000)
+        known = _known_profiles(tx, tenant, releases)
     learned = 0
     for release in releases:
         if release.state not in {ReleaseState.PUBLISHED, ReleaseState.WITHDRAWN}:
             continue
         for variant in release.variants:
-            model = variant.model_file.sha256.removeprefix("sha256:")[:32]
-            file = next((one for one in variant.files if one.name == FILE_NAME), None)
-            if file is None or model in known:
+            model, file = _profile_of(variant)
+            if file is None or (model, file.sha256) in known:
                 continue
-            known.add(model)
+            known.add((model, file.sha256))
             try:
                 body = blobs.read(file.sha256, limit=MAX_PROFILE_BYTES)
                 with database.transaction() as tx:
@@ -193,6 +194,39 @@ def learn_profiles(database: Database, blobs: BlobStore, tenant: TenantId, *, no
             except (InvalidError, TrustError, NotFoundError) as error:  # this release is not watched; the others are
                 log.error("profile_unreadable release=%s error=%s", release.id, error)  # noqa: TRY400 - the cause is in the text
     return learned
+
+
+def _profile_of(variant: Variant) -> tuple[str, FileRef | None]:
+    return variant.model_file.sha256.removeprefix("sha256:")[:32], next((one for one in variant.files if one.name == FILE_NAME), None)
+
+
+def _known_profiles(tx: Connection, tenant: TenantId, releases: Sequence[Release]) -> set[tuple[str, Digest]]:
+    """Model versions with the profile files that are kept for them; kept ones are read only where a model came with several."""
+    files: dict[str, set[Digest]] = {}
+    for model, file in (_profile_of(variant) for release in releases for variant in release.variants):
+        if file is not None:
+            files.setdefault(model, set()).add(file.sha256)
+    known: set[tuple[str, Digest]] = set()
+    for model in drift_store.list_profiled_models(tx, tenant) & files.keys():
+        of_model = files[model]
+        if len(of_model) > 1:
+            of_model &= {digest_of(body) for body in drift_store.list_profile_bodies(tx, tenant, model)}
+        known |= {(model, file) for file in of_model}
+    return known
+
+
+def let_out(database: Database, tenant: TenantId, *, now: datetime) -> int:
+    """Store what waits for a grid that is known by now, in small transactions; returns how many windows."""
+    with database.reading() as tx:
+        grids = drift_store.list_known_grids(tx, tenant, drift_store.list_waiting_grids(tx, tenant))
+    released = 0
+    for grid_id in sorted(grids):
+        count = RELEASED
+        while count == RELEASED:
+            with database.transaction() as tx:
+                count = release_quarantine(tx, tenant, grid_id, now=now)
+            released += count
+    return released
 
 
 def add_profile(tx: Connection, tenant: TenantId, body: bytes, *, model: str, line: str, version: str, now: datetime) -> bool:

@@ -459,3 +459,34 @@ def test_profiles_come_with_published_releases_and_one_that_is_unreadable_is_lef
         assert drift_store.list_profiled_models(tx, T0) == {MODEL.hex()}
     (row,) = drift_service.device_overview(database, T0)
     assert (row.state.device, row.state.judged_until) == ("cam-1", moment_of(W0 + 12))
+
+
+@on_sqlite
+def test_a_model_file_that_is_released_again_with_another_profile_brings_its_grid_too(database, tmp_path):
+    blobs = open_blobs((tmp_path / "blobs").as_uri())
+    first = profile()
+    second = replace(first, grid=replace(first.grid, made_at_ms=first.grid.made_at_ms + 1))
+    for counter, body in enumerate((encode_profile(first), encode_profile(second)), 1):
+        blobs.put(body)
+        files = (FileRef("model.onnx", 1, Digest("sha256:" + MODEL.hex() + "0" * 32)), FileRef("profile.cbor", len(body), digest_of(body)))
+        variant = Variant("onnx", "onnx", (DeviceTypeName("linux-x86-64"),), "animals.1", files)
+        release = Release(
+            T0,
+            LineName("animals"),
+            ReleaseVersion(f"1.{counter}"),
+            counter,
+            ReleaseState.PUBLISHED,
+            (variant,),
+            digest_of(b""),
+            START,
+            "anna",
+            1,
+        )
+        with database.transaction() as tx:
+            registry_store.add_release(tx, release)
+        assert drift_tick.learn_profiles(database, blobs, T0, now=START) == 1
+        assert drift_tick.learn_profiles(database, blobs, T0, now=START) == 0
+    grids = {first.grid.grid_id.hex(), second.grid.grid_id.hex()}
+    with database.reading() as tx:
+        assert len(grids) == 2
+        assert drift_store.list_known_grids(tx, T0, grids) == grids

@@ -13,7 +13,7 @@ from simulators.sketches import MODEL, W0, SketchDevice, add_profile, counts, pr
 
 from fleet.bus import Incoming
 from fleet.db import Database
-from fleet.monitoring import drift_ingest, drift_store, store
+from fleet.monitoring import drift_ingest, drift_store, drift_tick, store
 from fleet.monitoring.ingest import IngestRules, ingest_batch
 from protocol.clock import from_unix_ms
 from protocol.ids import DEFAULT_TENANT
@@ -138,6 +138,18 @@ def test_what_waited_for_72_hours_becomes_a_dead_letter(database):
         assert drift_ingest.expire_quarantine(tx, now=NOW + timedelta(hours=73)) == 1
     assert found(database)["quarantined"] == 0
     assert reasons(database) == ["unknown-grid"]
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_what_waits_for_a_grid_that_is_known_by_now_is_let_out_in_portions(database, monkeypatch):
+    monkeypatch.setattr(drift_ingest, "RELEASED", 2)
+    monkeypatch.setattr(drift_tick, "RELEASED", 2)
+    camera = SketchDevice()
+    put(database, *(camera.message(camera.hour(W0 + 6 * hour)) for hour in range(5)))
+    assert drift_tick.let_out(database, T0, now=NOW) == 0
+    add_profile(database)
+    assert drift_tick.let_out(database, T0, now=NOW) == 5
+    assert found(database) == {"windows": 5, "quarantined": 0, "conflicts": 0, "overlaps": 0}
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
