@@ -4,21 +4,24 @@ Counting needs numpy, so what counts is brought in with the first row, or when s
 without a reference profile never pays for it.
 """
 
+import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from agent.config import DriftConfig, PipelineConfig
 from agent.drift.store import DriftStore
 from agent.store import SketchDraft, Store
 from protocol.clock import Clock
-from protocol.errors import DeviceError
+from protocol.errors import DeviceError, MooringError
 from protocol.messages import DriftPipeline
 
 if TYPE_CHECKING:
     from agent.drift.rows import SampledRow
     from agent.drift.watching import DriftWatch
+
+log = logging.getLogger("mooring.drift")
 
 #: Rows that wait for the control loop; more are lost, counted.
 MAX_ROWS = 4096
@@ -59,16 +62,15 @@ class DriftDesk:
         watch = self._opened() if self._rows or self._waits() else self._watch
         if watch is None:
             return
-        for _ in range(len(self._rows)):
-            watch.take(self._rows.popleft())
-        watch.tick(is_clock_set=is_clock_set)
+        self._take_all(watch)
+        with _set_aside("tick"):
+            watch.tick(is_clock_set=is_clock_set)
 
     def stop(self) -> None:
         """Keep what was counted for the next start."""
         if self._watch is not None:
-            with suppress(DeviceError):
-                for _ in range(len(self._rows)):
-                    self._watch.take(self._rows.popleft())
+            with suppress(DeviceError), _set_aside("stop"):
+                self._take_all(self._watch)
                 self._watch.stop()
 
     def steps(self) -> Mapping[str, float]:
@@ -108,6 +110,11 @@ class DriftDesk:
         grade = "off" if not self._settings.enabled else "collecting" if self._has_profile(pipeline.line) else "none"
         return DriftPipeline(pipeline=pipeline.name, line=pipeline.line, grade=grade)
 
+    def _take_all(self, watch: "DriftWatch") -> None:
+        for _ in range(len(self._rows)):
+            with _set_aside("row"):
+                watch.take(self._rows.popleft())
+
     def _waits(self) -> bool:
         """Whether there is something of before the start; looked for once."""
         if self._has_looked:
@@ -129,7 +136,8 @@ class DriftDesk:
             from agent.drift.watching import Place
 
             places = {one.name: Place(one.line, is_gated=_is_gated(one)) for one in self._pipelines}
-            self._watch.configure(self._settings, places)
+            with _set_aside("configure"):
+                self._watch.configure(self._settings, places)
 
     def _merge(self, bodies: Sequence[bytes]) -> tuple[tuple[int, ...], SketchDraft] | None:
         """On whatever thread fills the disk budget."""
@@ -147,6 +155,17 @@ class DriftDesk:
             return merge_unsent(bodies, find)
         except InvalidError:
             return None  # what cannot be read is given up in its turn
+
+
+@contextmanager
+def _set_aside(what: str) -> Iterator[None]:
+    """Drift stops nothing else: what it cannot read of its own is told in the log, and it goes on with the rest. DeviceError passes."""
+    try:
+        yield
+    except DeviceError:
+        raise
+    except MooringError as error:
+        log.warning("drift.set-aside what=%s text=%s", what, str(error)[:200])
 
 
 def _is_gated(pipeline: PipelineConfig) -> bool:

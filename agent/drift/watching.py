@@ -71,8 +71,12 @@ class DriftWatch:
         self._jumped_s, self._forgot_day = -HOLD_S, -1
         self._sent_look_s = -SEND_LOOK_S
         self._faults: dict[str, str] = {}
+        #: Per pipeline the grid that could not be had, the slot, and the sub-window: it is looked for again in the next one.
+        self._refused: dict[str, tuple[str, str, int]] = {}
         #: Rows lost since the store was made: a crash, no time, no room, too late.
-        self.lost = int(store.get_value(_LOST_VALUE) or 0)
+        self.lost = self._kept_lost = int(store.get_value(_LOST_VALUE) or 0)
+        #: The sub-window of the latest tick.
+        self._tick_w0 = -1
         #: Grows when the state topic has something new to say.
         self.revision = 0
         self._end_open_windows()
@@ -136,6 +140,9 @@ class DriftWatch:
                 self._close(watched)
                 if self._current.get(watched.subject.pipeline) != watched.subject:
                     del self._watched[watched.subject]  # another model runs there now; what it left is in the store
+        if now_w0 != self._tick_w0:
+            self._keep_lost()
+            self._tick_w0 = now_w0
         if abs(self._clock.monotonic() - self._sent_look_s) >= SEND_LOOK_S:
             self._sent_look_s = self._clock.monotonic()
             self._send_hours()
@@ -146,22 +153,30 @@ class DriftWatch:
             windows.row_of(one.window, flags=one.window.flags | Flag.OPEN | Flag.FLUSHED) for one in self._watched.values() if one.window
         ]
         self._rows.save_windows(rows)
-        self._store.set_value(_LOST_VALUE, str(self.lost))
+        self._keep_lost()
 
     def _count(self, row: SampledRow, *, codes: tuple[str, ...] = ()) -> None:
         if not self._is_wanted(row.pipeline):
             return
         at_s = self._now_s() - (self._clock.monotonic() - row.at_s)
+        wanted = (row.grid, row.folder, subwindow_of(at_s))
+        if self._refused.get(row.pipeline) == wanted:
+            self._lose(1)
+            return
         try:
             watched = self._find(row, subwindow_of(at_s))
         except (InvalidError, OSError) as error:
-            self._faults[row.pipeline] = str(error)
+            self._faults[row.pipeline], self._refused[row.pipeline] = str(error), wanted
             self._lose(1)
             return
         self._faults.pop(row.pipeline, None)
         watched.last_s, watched.is_missing = row.at_s, False
         self._choose_step(watched, row)
-        window = self._window_at(watched, subwindow_of(at_s))
+        try:
+            window = self._window_at(watched, subwindow_of(at_s))
+        except InvalidError as error:  # what is remembered of it cannot be read: the next sub-window is another one
+            log.warning("drift.row-lost pipeline=%s text=%s", row.pipeline, str(error)[:200])
+            window = None
         if window is None:
             self._lose(1 + row.skipped)
             return
@@ -440,6 +455,7 @@ class DriftWatch:
         for row in self._rows.open_windows():
             if not row.flags & Flag.FLUSHED:
                 self._lose_flush(row)
+                self._keep_lost()
                 self._rows.save_window(replace(row, flags=row.flags | Flag.FLUSHED))
             if row.w0 == now_w0:
                 continue
@@ -468,7 +484,11 @@ class DriftWatch:
 
     def _lose(self, rows: int) -> None:
         self.lost += rows
-        self._store.set_value(_LOST_VALUE, str(self.lost))
+
+    def _keep_lost(self) -> None:
+        if self.lost != self._kept_lost:
+            self._store.set_value(_LOST_VALUE, str(self.lost))
+            self._kept_lost = self.lost
 
     # --- what is said ---
 

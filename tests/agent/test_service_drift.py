@@ -23,6 +23,7 @@ from agent.control import ask
 from agent.service import Service
 from agent.slots import SlotContent, SlotFile, Slots
 from protocol.clock import ENVIRONMENT_NAME, from_environment
+from protocol.errors import InvalidError
 from protocol.files import digest_of_file
 from protocol.ids import LineName, ReleaseVersion
 from protocol.messages import Desired, Drift, RuntimeInfo
@@ -202,6 +203,36 @@ def test_a_device_that_is_told_to_watch_no_more_says_off_and_misses_no_frames(se
     assert service.drift.body()["pipelines"][0]["grade"] == "off"
     assert "frame_missing" not in {one.code for one in service.conditions.active()}
     assert states(service)[-1].pipelines[0].grade == "off"
+
+
+def test_what_drift_cannot_read_of_its_own_stops_nothing_else(service: Service, clock: FakeClock, tmp_path: Path):
+    grid = make_grid()
+    world = World(grid, make_profile(tmp_path / "slot", grid))
+    work(service, clock, world, rows=3)
+    service.drift._watch.stop()
+    with service.store.writing() as writing:
+        writing.execute("UPDATE drift_windows SET body = x'00'")
+    service.drift._watch = None  # the next one goes on with what is there
+    work(service, clock, world, rows=40)
+    assert service.drift.figures()["lost"] > 0
+    assert service.drift.body()["pipelines"][0]["grade"] == "collecting"
+    with service.store.looking() as connection:
+        closed = connection.execute("SELECT count(*) FROM drift_windows WHERE rows > 0 AND flags & 4 = 0").fetchone()[0]
+    assert closed >= 2
+
+
+def test_a_review_that_cannot_read_the_past_stops_nothing_else(
+    service: Service, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def damaged(*_args: object) -> bool:
+        raise InvalidError("A window that is no map; wanted a map.")
+
+    monkeypatch.setattr("agent.drift.references.wants_grid", damaged)
+    grid = make_grid()
+    work(service, clock, World(grid, make_profile(tmp_path / "slot", grid)), rows=30)
+    with service.store.looking() as connection:
+        assert connection.execute("SELECT count(*) FROM drift_windows WHERE rows > 0 AND flags & 4 = 0").fetchone()[0] >= 2
+    service.drift.stop()
 
 
 def test_more_rows_than_may_wait_for_the_control_loop_are_counted(service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

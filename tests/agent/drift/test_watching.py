@@ -314,3 +314,24 @@ def test_what_is_not_watched_any_more_has_nothing_to_say_and_is_told_as_off(site
     site.configure(enabled=True)
     site.run(1200)
     assert (site.codes(), site.told().grade) == (set(), "collecting")
+
+
+def test_lost_rows_are_written_once_a_sub_window_and_their_profile_is_looked_for_once(site, monkeypatch):
+    from agent.drift import watching
+
+    written, read = [], []
+    set_value, read_bounded = site.store.set_value, watching.read_bounded
+    monkeypatch.setattr(site.store, "set_value", lambda name, value: written.append(value) or set_value(name, value))
+    monkeypatch.setattr(watching, "read_bounded", lambda path, limit: read.append(path) or read_bounded(path, limit))
+    site.to_next_subwindow()
+    site.tick()
+    for _ in range(2 * 11):  # two sub-windows
+        site.clock.advance(50)
+        site.watch.take(site.world.row(site.clock.monotonic(), grid=make_grid(seed=5).grid_id.hex()))
+        site.tick()
+    site.to_next_subwindow()
+    site.tick()
+    assert (site.watch.lost, len(read), written[-1]) == (22, 2, "22")
+    assert len(written) == 2
+    site.crash()
+    assert site.watch.lost == 22
