@@ -5,7 +5,7 @@ send it for ever. What is put aside is stored, so it is acknowledged too.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -18,7 +18,7 @@ from fleet.monitoring.store import DEAD_LETTER_BYTES, dead_letter_row, insert_de
 from protocol.clock import to_unix_ms
 from protocol.errors import InvalidError
 from protocol.ids import DeviceId, TenantId, new_id
-from protocol.sketches.codec import Head, check_time, open_head, parse_window_id, read_head
+from protocol.sketches.codec import SUBWINDOW_MS, Head, check_time, open_head, parse_window_id, read_head
 from protocol.sketches.grid import Grid
 from protocol.topics import Topic, device_topic
 
@@ -26,6 +26,11 @@ from protocol.topics import Topic, device_topic
 UNKNOWN_GRID_FOR = timedelta(hours=72)
 #: A window that overlaps another one is kept so long for a person to look at.
 OVERLAP_FOR = timedelta(days=14)
+#: A device keeps windows for 42 days; what is older than this is refused.
+OLDEST = timedelta(days=60)
+#: Series of a device of which something came within `OLDEST` (pipelines, times model versions, times two for shadows), and windows of a
+#: device that are put aside.
+MOST_SERIES, MOST_ASIDE = 512, 2000
 #: Windows let out of quarantine in one transaction, 16 KiB each.
 RELEASED = 1000
 #: Judging failed; the next window tries again, from where it failed.
@@ -86,7 +91,7 @@ def read_sketch(topic: Topic, device: DeviceId, payload: bytes) -> Sketch:
 
 def store_sketches(tx: Connection, tenant: TenantId, sketches: Sequence[Sketch], *, now: datetime) -> Stored:
     """Store the windows of enrolled devices; returns what to acknowledge after the commit, and what was refused why."""
-    done = Stored()
+    done, aside = Stored(), _Aside(tx, tenant, now)
     grids = grids_of(tx, tenant, {one.head.grid_id.hex() for one in sketches})
     fitting: dict[SeriesKey, list[Sketch]] = defaultdict(list)
     for one in sketches:
@@ -97,29 +102,75 @@ def store_sketches(tx: Connection, tenant: TenantId, sketches: Sequence[Sketch],
         except InvalidError as error:
             done.rejected.append((one, f"{error.code}: {error}"))
             continue
-        done.accepted.append(one)
-        if grid is None:
-            store.quarantine(tx, tenant, _aside(one, UNKNOWN_GRID, now, UNKNOWN_GRID_FOR))
-        else:
+        if grid is not None:
             fitting[one.series].append(one)
+        elif aside.put(one, UNKNOWN_GRID, UNKNOWN_GRID_FOR) is None:
+            done.rejected.append((one, _FULL))
+        else:
+            done.accepted.append(one)
+    for key in _too_many(tx, tenant, fitting.keys(), now=now):
+        reason = f"too-many: {key.device} has {MOST_SERIES} pipelines and model versions already; wanted fewer."
+        done.rejected += [(one, reason) for one in fitting.pop(key)]
     first = {key: min(one.head.w0 for one in members) for key, members in fitting.items()}
     for key, row in sorted(store.lock_series(tx, tenant, first, now=now).items()):
-        _join(tx, row, fitting[key], now=now)
+        refused = _join(tx, row, fitting[key], aside, now=now)
+        done.rejected += [(one, _FULL) for one in refused]
+        done.accepted += [one for one in fitting[key] if not any(one is other for other in refused)]
     return done
 
 
+_FULL = f"too-many: {MOST_ASIDE} windows of the device are put aside already."
+
+
+class _Aside:
+    """Puts windows aside, so many of a device at most."""
+
+    def __init__(self, tx: Connection, tenant: TenantId, now: datetime) -> None:
+        self._tx, self._tenant, self._now = tx, tenant, now
+        self._counts: dict[DeviceId, int] = {}
+
+    def put(self, one: Sketch, reason: str, how_long: timedelta) -> bool | None:
+        """Whether it is new there; None when the device has too many there."""
+        if one.device not in self._counts:
+            self._counts[one.device] = store.count_quarantined(self._tx, self._tenant, one.device)
+        if self._counts[one.device] >= MOST_ASIDE:
+            return None
+        aside = Quarantined(one.series, one.window, reason, self._now, self._now + how_long)
+        is_new = store.quarantine(self._tx, self._tenant, aside)
+        self._counts[one.device] += int(is_new)
+        return is_new
+
+
+def _too_many(tx: Connection, tenant: TenantId, keys: Collection[SeriesKey], *, now: datetime) -> list[SeriesKey]:
+    """New series of devices that have too many already."""
+    wanted: dict[DeviceId, list[SeriesKey]] = defaultdict(list)
+    for key in sorted(keys):
+        wanted[key.device].append(key)
+    counts = store.count_series(tx, tenant, wanted.keys(), since=now - OLDEST)
+    full = {device: its for device, its in wanted.items() if counts.get(device, 0) + len(its) > MOST_SERIES}
+    refused: list[SeriesKey] = []
+    for device, its in full.items():
+        known = {row.key for row in store.list_series(tx, tenant, devices=[device], src=None)}
+        new = [key for key in its if key not in known]
+        refused += new[max(0, MOST_SERIES - counts.get(device, 0)) :]
+    return refused
+
+
 def _check(head: Head, grid: Grid | None, now: datetime) -> None:
-    """Raises: InvalidError when the window lies in the future, before its grid, or does not fit the grid."""
+    """Raises: InvalidError when the window is too old, lies in the future or before its grid, or does not fit the grid."""
     check_time(head, now_ms=to_unix_ms(now), made_at_ms=0 if grid is None else grid.made_at_ms)
+    if (head.w0 + head.nsub) * SUBWINDOW_MS < to_unix_ms(now - OLDEST):
+        raise InvalidError(f"Window {head.window_id} ended more than {OLDEST.days} days ago; check the clock.", code="too-old")
     if grid is not None:
         open_head(head, grid)
 
 
-def _join(tx: Connection, row: SeriesRow, sketches: Sequence[Sketch], *, now: datetime) -> None:
-    """Put the windows into the series' map; whatever order they come in, the same map comes out."""
+def _join(tx: Connection, row: SeriesRow, sketches: Sequence[Sketch], aside: _Aside, *, now: datetime) -> list[Sketch]:
+    """Put the windows into the series' map; whatever order they come in, the same map comes out. Returns those there is no room for."""
     start, end = min(one.head.w0 for one in sketches), max(one.window.end for one in sketches)
     held = {(one.w0, one.nsub): one for one in store.list_windows(tx, row.tenant, row.series_key, start=start, end=end)}
     changed: dict[tuple[int, int], WindowRow] = {}
+    refused: list[Sketch] = []
     for one in sketches:
         window, place = one.window, (one.head.w0, one.head.nsub)
         known = held.get(place)
@@ -129,8 +180,9 @@ def _join(tx: Connection, row: SeriesRow, sketches: Sequence[Sketch], *, now: da
             row = replace(row, conflicts=row.conflicts + 1)
             continue
         if known is None and overlaps(window, held.values()):
-            is_new = store.quarantine(tx, row.tenant, _aside(one, OVERLAP, now, OVERLAP_FOR))
-            row = replace(row, overlaps=row.overlaps + int(is_new))
+            is_new = aside.put(one, OVERLAP, OVERLAP_FOR)
+            refused += [one] if is_new is None else []
+            row = replace(row, overlaps=row.overlaps + int(bool(is_new)))
             continue
         held[place] = changed[place] = window
     store.put_windows(tx, row.tenant, ((row.series_key, one) for one in changed.values()), now=now)
@@ -146,15 +198,12 @@ def _join(tx: Connection, row: SeriesRow, sketches: Sequence[Sketch], *, now: da
             dirty_from=dirty if row.dirty_from is None else min(dirty, row.dirty_from),
         )
     store.save_series(tx, row, now=now)
+    return refused
 
 
 def overlaps(window: WindowRow, others: Iterable[WindowRow]) -> bool:
     """Whether a window that is summed shares a sub-window with another one that is; evidence (one sub-window) is not summed."""
     return window.nsub > 1 and any(one.nsub > 1 and one.w0 < window.end and window.w0 < one.end for one in others)
-
-
-def _aside(one: Sketch, reason: str, now: datetime, how_long: timedelta) -> Quarantined:
-    return Quarantined(one.series, one.window, reason, now, now + how_long)
 
 
 def release_quarantine(tx: Connection, tenant: TenantId, grid_id: str, *, now: datetime) -> int:

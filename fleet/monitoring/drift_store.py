@@ -424,6 +424,18 @@ def list_series(
     return found
 
 
+def count_series(tx: db.Connection, tenant: TenantId, devices: Collection[DeviceId], *, since: datetime) -> dict[DeviceId, int]:
+    """Series of each device of which something came since a moment; a device without one is left out."""
+    table, found = drift_series, {}
+    for part in _parts(devices):
+        statement = sa.select(table.c.device, sa.func.count()).where(table.c.tenant == tenant, table.c.device.in_(part))
+        found |= {
+            DeviceId(device): int(count)
+            for device, count in tx.execute(statement.where(table.c.updated_at >= since).group_by(table.c.device))
+        }
+    return found
+
+
 def find_current(tx: db.Connection, tenant: TenantId, device: DeviceId, pipeline: str, *, is_held: bool = False) -> SeriesRow | None:
     """The series that the pipeline writes now: the one with the latest window; None when it never sent one."""
     table = drift_series
@@ -556,6 +568,12 @@ def list_quarantined(tx: db.Connection, tenant: TenantId, *, grid_id: str | None
     if grid_id is not None:
         statement = statement.where(table.c.grid_id == grid_id, table.c.reason == "unknown-grid")
     return [_quarantined(row) for row in tx.execute(statement)]
+
+
+def count_quarantined(tx: db.Connection, tenant: TenantId, device: DeviceId) -> int:
+    """Windows of the device that were put aside."""
+    table = quarantined_windows
+    return int(tx.scalar(sa.select(sa.func.count()).select_from(table).where(table.c.tenant == tenant, table.c.device == device)) or 0)
 
 
 def list_waiting_grids(tx: db.Connection, tenant: TenantId) -> set[str]:

@@ -153,6 +153,42 @@ def test_what_waits_for_a_grid_that_is_known_by_now_is_let_out_in_portions(datab
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_device_has_so_many_series_at_most_and_those_it_has_go_on(known, monkeypatch):
+    monkeypatch.setattr(drift_ingest, "MOST_SERIES", 2)
+    camera = SketchDevice()
+    of = {name: replace(camera, pipeline=name) for name in ("back", "front", "side")}
+    put(known, *(one.message(one.hour(W0)) for one in of.values()))
+    outcome = put(known, of["front"].message(of["front"].hour(W0 + 6)), of["side"].message(of["side"].hour(W0 + 6)))
+    assert len(keys(outcome)) == 2  # acknowledged, or the device would send it for ever
+    assert reasons(known) == ["too-many"] * 2
+    with known.reading() as tx:
+        assert sorted(one.pipeline for one in drift_store.list_series(tx, T0)) == ["back", "front"]
+    put(known, of["side"].message(of["side"].hour(W0 + 61 * 144)), now=NOW + timedelta(days=61))
+    assert found(known)["windows"] == 4
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_so_many_windows_of_a_device_are_put_aside_at_most(known, monkeypatch):
+    monkeypatch.setattr(drift_ingest, "MOST_ASIDE", 2)
+    camera = SketchDevice()
+    stranger = replace(camera, grid=replace(camera.grid, made_at_ms=camera.grid.made_at_ms + 1))
+    put(known, camera.message(camera.hour(W0)))
+    put(known, camera.message(camera.hour(W0 + 3)), *(stranger.message(stranger.hour(W0 + 6 * hour)) for hour in range(3)))
+    put(known, camera.message(camera.hour(W0 - 3)))
+    assert found(known) == {"windows": 1, "quarantined": 2, "conflicts": 0, "overlaps": 0}
+    assert reasons(known) == ["too-many"] * 3
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(("days", "codes"), [(59, []), (61, ["too-old"])])
+def test_a_window_older_than_devices_keep_is_refused(known, days, codes):
+    camera = SketchDevice()
+    put(known, camera.message(camera.hour(W0)), now=NOW + timedelta(days=days))
+    assert reasons(known) == codes
+    assert found(known)["windows"] == int(not codes)
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_windows_that_wait_longer_hold_up_none_whose_time_is_over(database):
     camera = SketchDevice()
     waits, over = camera.hour(W0), camera.hour(W0 + 6)
