@@ -426,7 +426,8 @@ def list_series(
 
 def count_series(tx: db.Connection, tenant: TenantId, devices: Collection[DeviceId], *, since: datetime) -> dict[DeviceId, int]:
     """Series of each device of which something came since a moment; a device without one is left out."""
-    table, found = drift_series, {}
+    table = drift_series
+    found: dict[DeviceId, int] = {}
     for part in _parts(devices):
         statement = sa.select(table.c.device, sa.func.count()).where(table.c.tenant == tenant, table.c.device.in_(part))
         found |= {
