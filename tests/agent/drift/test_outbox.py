@@ -1,6 +1,7 @@
 """Sketches in the outbox: bytes as they were made, acknowledged by key, merged only if they never left, given up last of all measures."""
 
 import pytest
+from simulators.clock import FakeClock
 from simulators.drift_rows import make_grid
 
 from agent.drift.desk import DriftDesk
@@ -8,7 +9,6 @@ from agent.drift.sending import hour_draft
 from agent.drift.store import DriftStore, Flag, Subject
 from agent.drift.windows import begin, row_of
 from agent.store import SKETCH, SketchDraft, Store
-from protocol.clock import SystemClock
 from protocol.errors import InvalidError
 from protocol.messages import Ack, AckStream
 from protocol.sketches.codec import decode, read_head
@@ -20,13 +20,13 @@ W0 = 144 * 20_800
 
 
 def open_store(folder, **options) -> Store:
-    store = Store(folder / "outbox.db", clock=SystemClock(), **options)
-    DriftDesk(store, clock=SystemClock(), device="cam-1", source="/x", has_profile=lambda _: False)
+    store = Store(folder / "outbox.db", clock=FakeClock(), **options)
+    DriftDesk(store, clock=FakeClock(), device="cam-1", source="/x", has_profile=lambda _: False)
     return store
 
 
 def add_hours(store, places) -> None:
-    rows = DriftStore(store, SystemClock())
+    rows = DriftStore(store, FakeClock())
     rows.keep_grid(SUBJECT.grid, GRID.encoded)
     for place in places:
         row = row_of(begin(SUBJECT, GRID, W0 + 6 * place), flags=Flag.TESTABLE)
