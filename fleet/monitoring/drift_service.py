@@ -371,9 +371,12 @@ def add_reference(
         reference = _readable(tx, tenant, body)
         key = SeriesKey(device, pipeline, reference.model.hex(), 0, reference.grid_id.hex())
         row = drift_store.lock_series(tx, tenant, {key: reference.first_w0}, now=now)[key]
-        stored = store_reference(tx, row, reference, source=source, now=now, by=by, reason=reason)
         text = base64.b64encode(body).decode()
-        _change_twin(tx, tenant, device, lambda patch: {"references": {**(patch.references or {}), pipeline: text}}, now=now)
+
+        def tell() -> None:
+            _change_twin(tx, tenant, device, lambda patch: {"references": {**(patch.references or {}), pipeline: text}}, now=now)
+
+        stored = store_reference(tx, row, reference, source=source, now=now, by=by, reason=reason, tell=tell)
         _judge_again(tx, replace(row, learning_from=None), now=now)
     return stored
 
@@ -436,8 +439,9 @@ def take_event(tx: Connection, tenant: TenantId, device: DeviceId, event: Event,
         audit.append(tx, tenant=tenant, actor=by, action="drift.reference-refused", subject=subject, now=now, detail={"error": text})
         return
     if all(one.reference_id != reference.reference_id.hex() for one in drift_store.list_references(tx, row)):
-        store_reference(tx, row, reference, source="device", now=now, by=by)
-        _judge_again(tx, row, now=now)
+        stored = store_reference(tx, row, reference, source="device", now=now, by=by)
+        if stored.retired_at is None:
+            _judge_again(tx, row, now=now)
 
 
 def _check_days(reference: DeviceReference, now: datetime) -> None:

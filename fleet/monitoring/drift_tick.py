@@ -426,9 +426,22 @@ def fit_server_reference(windows: Sequence[SketchWindow], grid: Grid, model: byt
 
 
 def store_reference(
-    tx: Connection, row: SeriesRow, reference: DeviceReference, *, source: str, now: datetime, by: audit.Actor = DETECTOR, reason: str = ""
+    tx: Connection,
+    row: SeriesRow,
+    reference: DeviceReference,
+    *,
+    source: str,
+    now: datetime,
+    by: audit.Actor = DETECTOR,
+    reason: str = "",
+    tell: Callable[[], None] | None = None,
 ) -> Reference:
-    """Keep and use a reference, with the audit entry; an alarm that is open is over when it replaces another one."""
+    """Keep and use a reference, with the audit entry; an alarm that is open is over when it replaces another one.
+
+    One that a device learned before somebody took what is there now as normal is kept, retired. `tell`: what else is to be changed, before
+    the audit log is locked.
+    """
+    is_used = source != "device" or reference.last_w0 >= (row.learning_from or 0)
     made = Reference(
         device=row.device,
         pipeline=row.pipeline,
@@ -439,18 +452,23 @@ def store_reference(
         source=source,
         body=reference.encoded,
         stored_at=now,
+        retired_at=None if is_used else now,
     )
     before = next((one for one in drift_store.list_references(tx, row) if one.retired_at is None), None)
     is_new = drift_store.put_reference(tx, row.tenant, row.series_key, made)
-    drift_store.use_reference(tx, row.tenant, row.series_key, made.reference_id, now=now)
+    if is_used:
+        drift_store.use_reference(tx, row.tenant, row.series_key, made.reference_id, now=now)
+        if before is not None and before.reference_id != made.reference_id:
+            end_alarms(tx, row, AlarmEvent.REREFERENCED, by=by, now=now, reason=reason)
+    if tell is not None:
+        tell()
     if is_new:
         detail = {"pipeline": row.pipeline, "reference": made.reference_id, "grade": str(made.grade), "source": source}
+        detail |= {} if is_used else {"state": "retired"}
         subject = f"device/{row.device}"
         audit.append(
             tx, tenant=row.tenant, actor=by, action="drift.reference-stored", subject=subject, now=now, reason=reason, detail=detail
         )
-    if before is not None and before.reference_id != made.reference_id:
-        end_alarms(tx, row, AlarmEvent.REREFERENCED, by=by, now=now, reason=reason)
     return made
 
 

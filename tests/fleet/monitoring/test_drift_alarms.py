@@ -324,6 +324,29 @@ def assert_refused(database, bad, *, now):
 
 
 @on_sqlite
+def test_a_reference_that_was_learned_before_somebody_took_what_is_there_as_normal_is_kept_and_not_used(site):
+    site.dark()
+    drift_service.rebaseline(site.database, tenant=T0, device=CAM, pipeline="front", by=ANNA, now=site.now, reason="new lamp")
+    late = replace(site.camera, reference=reference(4))
+    ingest_batch(site.database, [late.learned(seq=1)], rules=INGEST, now=site.now)
+    site.tick()
+    assert (site.series().reference_id, site.series().grade) == (None, Grade.COLLECTING)
+    kept = drift_service.list_references(site.database, T0, CAM, "front")
+    assert len(kept) == 2
+    assert all(one.retired_at == site.now for one in kept)
+    assert site.actions()[-1] == "drift.reference-stored"
+
+
+@on_sqlite
+def test_an_alarm_that_another_reference_ends_is_in_the_audit_log_before_it_since_the_log_is_locked_last(site):
+    site.dark()
+    other = replace(site.camera, reference=reference(4))
+    ingest_batch(site.database, [other.learned(seq=1)], rules=INGEST, now=site.now)
+    assert site.alarms()[0].outcome is AlarmEvent.REREFERENCED
+    assert site.actions()[-2:] == ["alarm.cleared", "drift.reference-stored"]
+
+
+@on_sqlite
 def test_too_little_reference_data_raises_nothing_and_says_collecting(database):
     add_profile(database)
     enroll(database, "cam-1")
