@@ -283,7 +283,9 @@ def _adopt(tx: Connection, parent: Alarm, *, block: int) -> None:
             one.subject.kind is SubjectKind.DEVICE and one.subject.name in parent.devices and one.subject.model == parent.subject.model
         )
         if is_member and abs(one.onset - parent.onset) <= block * SUB_WINDOW:
-            alarm_store.save_alarm(tx, alarms.adopted(one, parent.alarm))
+            held = alarm_store.get_alarm(tx, parent.tenant, one.alarm, is_held=True)  # what somebody did to it in between stays
+            if held.is_open:
+                alarm_store.save_alarm(tx, alarms.adopted(held, parent.alarm))
 
 
 def _watch(tx: Connection, group: GroupRow, statistic: float, *, block: int, until: int, now: datetime) -> None:

@@ -624,7 +624,13 @@ def _end_of_release(tx: Connection, row: SeriesRow, *, now: datetime) -> None:
         if subject.kind is SubjectKind.DEVICE and subject.model != row.model:
             current = drift_store.find_current(tx, row.tenant, row.device, row.pipeline)
             if current is not None and current.model != subject.model and drift_sums.moment_of(current.next_w0) > alarm.raised_at:
-                clear_alarm(tx, alarm, AlarmEvent.RELEASED, by=DETECTOR, now=now)
+                _clear_released(tx, alarm, now=now)
+
+
+def _clear_released(tx: Connection, alarm: Alarm, *, now: datetime) -> None:
+    held = alarm_store.get_alarm(tx, alarm.tenant, alarm.alarm, is_held=True)  # what somebody did to it in between stays
+    if held.is_open:
+        clear_alarm(tx, held, AlarmEvent.RELEASED, by=DETECTOR, now=now)
 
 
 # --- the fleet ---
@@ -641,7 +647,7 @@ def end_groups(tx: Connection, tenant: TenantId, *, now: datetime) -> None:
             if known is None or row.next_w0 > known.next_w0:
                 newest[row.device, row.pipeline] = row
         if all(row.model != alarm.subject.model for row in newest.values()):
-            clear_alarm(tx, alarm, AlarmEvent.RELEASED, by=DETECTOR, now=now)
+            _clear_released(tx, alarm, now=now)
 
 
 def review_budget(tx: Connection, tenant: TenantId, *, rules: DriftRules, now: datetime) -> bool:

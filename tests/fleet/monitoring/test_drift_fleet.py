@@ -406,6 +406,32 @@ def test_what_cannot_be_judged_is_a_condition_of_its_device_and_the_others_go_on
 
 
 @on_sqlite
+def test_hours_of_a_group_that_could_not_be_judged_are_judged_with_the_next_ones(database, cameras, monkeypatch):
+    with_history(database, cameras)
+    settle(database, now=moment_of(W0 + 8))
+
+    def fails(*_args, **_keys):
+        raise RuntimeError("out of memory")
+
+    now = moment_of(W0 + 24)
+    send(database, cameras, lambda camera: camera.hours(W0 + 6, 3), now=now)
+    with monkeypatch.context() as broken:
+        broken.setattr(drift_tick, "judge_group", fails)
+        drift_tick.tick(database, rules=DriftRules(), now=now)
+        drift_tick.tick(database, rules=DriftRules(), now=now + timedelta(minutes=11))
+    assert (group_of(database).dirty_from, group_of(database).due_at) == (W0 + 6, None)
+    send(database, cameras, lambda camera: camera.hours(W0 + 24, 1), now=moment_of(W0 + 30))
+    settle(database, now=moment_of(W0 + 30))
+    settle(database, now=moment_of(W0 + 32))
+    group = group_of(database)
+    assert (group.dirty_from, group.judged_until) == (None, W0 + 30)
+    with database.reading() as tx:
+        assert [hour.w0 for hour in drift_store.list_group_hours(tx, T0, group.group_key, start=W0, end=W0 + 30)] == list(
+            range(W0, W0 + 30, 6)
+        )
+
+
+@on_sqlite
 def test_an_alarm_of_a_group_is_over_when_its_devices_run_another_model_version(database, cameras):
     with_history(database, cameras)
     now = moment_of(W0 + 300)
