@@ -278,6 +278,8 @@ def judge_series(tx: Connection, tenant: TenantId, series_key: int, *, rules: Dr
         if row.reference_id is not None and (budget is not None or rules.fleet_rate <= 0):  # one that is watched since the last decision
             rate = _allowed(alarms.rate_of(rules.rate, rules.fleet_rate, budget or 1))
             _tell_rate(tx, tenant, row.device, rate, is_budget=rules.fleet_rate > 0, now=now)
+    else:
+        row = replace(row, conditions={})  # a shadow's hold nothing but that it failed
     drift_store.save_series(tx, replace(row, dirty_from=None), now=now)
 
 

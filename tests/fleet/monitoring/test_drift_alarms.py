@@ -184,6 +184,24 @@ def test_what_could_not_be_judged_is_judged_with_the_next_window(site, monkeypat
 
 
 @on_sqlite
+def test_a_shadow_that_could_not_be_summed_is_summed_with_its_next_window(site, monkeypatch):
+    def shadow(w0):
+        return replace(site.camera.hour(w0), src=site.camera.source.SHADOW)
+
+    def fails(*_args, **_keys):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(drift_tick.drift_sums, "day_sums", fails)
+        site.take(shadow(W0))
+    site.take(shadow(W0 + 1008 - 6))
+    with site.database.reading() as tx:
+        (row,) = drift_store.list_series(tx, T0, src=1)
+        days = drift_store.list_sums(tx, T0, [row.series_key], "day", start=0, end=1 << 40)[row.series_key]
+    assert (len(days), row.conditions, row.dirty_from) == (2, {}, None)
+
+
+@on_sqlite
 def test_another_reference_does_not_raise_again_what_was_answered(site):
     site.dark()
     site.take(*site.camera.hours(W0 + 150, 24))
