@@ -108,7 +108,7 @@ def store_sketches(tx: Connection, tenant: TenantId, sketches: Sequence[Sketch],
             done.rejected.append((one, _FULL))
         else:
             done.accepted.append(one)
-    for key in _too_many(tx, tenant, fitting.keys(), now=now):
+    for key in too_many_series(tx, tenant, fitting.keys(), now=now):
         reason = f"too-many: {key.device} has {MOST_SERIES} pipelines and model versions already; wanted fewer."
         done.rejected += [(one, reason) for one in fitting.pop(key)]
     first = {key: min(one.head.w0 for one in members) for key, members in fitting.items()}
@@ -141,8 +141,8 @@ class _Aside:
         return is_new
 
 
-def _too_many(tx: Connection, tenant: TenantId, keys: Collection[SeriesKey], *, now: datetime) -> list[SeriesKey]:
-    """New series of devices that have too many already."""
+def too_many_series(tx: Connection, tenant: TenantId, keys: Collection[SeriesKey], *, now: datetime) -> list[SeriesKey]:
+    """Those of the keys that would be new series of devices that have too many already."""
     wanted: dict[DeviceId, list[SeriesKey]] = defaultdict(list)
     for key in sorted(keys):
         wanted[key.device].append(key)

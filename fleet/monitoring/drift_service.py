@@ -17,6 +17,7 @@ from fleet.monitoring import accuracy, alarm_store, alarms, attribution, detecto
 from fleet.monitoring.accuracy import Match
 from fleet.monitoring.alarm_store import Label
 from fleet.monitoring.drift_alarms import clear_alarm, raise_alarm, save_changed, set_taken, tell
+from fleet.monitoring.drift_ingest import MOST_SERIES, too_many_series
 from fleet.monitoring.drift_model import (
     DAY,
     AccuracyRange,
@@ -431,6 +432,7 @@ def take_event(tx: Connection, tenant: TenantId, device: DeviceId, event: Event,
         reference = _readable(tx, tenant, body)
         _check_days(reference, now)
         key = SeriesKey(device, told.pipeline, reference.model.hex(), 0, reference.grid_id.hex())
+        _check_room(tx, tenant, key, now)
         row = drift_store.lock_series(tx, tenant, {key: reference.first_w0}, now=now)[key]
         _check_agrees(tx, row, reference)
     except (ValueError, InvalidError) as error:  # also what pydantic and base64 raise
@@ -442,6 +444,12 @@ def take_event(tx: Connection, tenant: TenantId, device: DeviceId, event: Event,
         stored = store_reference(tx, row, reference, source="device", now=now, by=by)
         if stored.retired_at is None:
             _judge_again(tx, row, now=now)
+
+
+def _check_room(tx: Connection, tenant: TenantId, key: SeriesKey, now: datetime) -> None:
+    """Raises: InvalidError when the series would be new and its device has too many."""
+    if too_many_series(tx, tenant, [key], now=now):
+        raise InvalidError(f"{key.device} has {MOST_SERIES} pipelines and model versions already; wanted fewer.", code="too-many")
 
 
 def _check_days(reference: DeviceReference, now: datetime) -> None:

@@ -692,6 +692,8 @@ def _tell_rate(tx: Connection, tenant: TenantId, device: DeviceId, rate: float, 
     try:
         said = device_store.get_twin(tx, tenant, device).config.drift.false_alarms_per_year
         wanted: float | None = rate
+        if not is_budget and said is None and rate == AGENT_RATE:
+            return
         if not is_budget:
             owner = device_store.get_device(tx, tenant, device)
             of_group = device_store.get_group(tx, tenant, owner.group).config.drift.false_alarms_per_year

@@ -12,7 +12,7 @@ from fleet import audit, jobs
 from fleet.audit import Actor, ActorKind
 from fleet.db import Database
 from fleet.devices import store as device_store
-from fleet.monitoring import alarm_store, drift_service, drift_store, drift_tick
+from fleet.monitoring import alarm_store, drift_ingest, drift_service, drift_store, drift_tick
 from fleet.monitoring.drift_alarms import PUBLISH_ALARM
 from fleet.monitoring.drift_model import AlarmEvent, AlarmState, Cause, Check, Grade
 from fleet.monitoring.drift_rules import DriftRules
@@ -362,6 +362,15 @@ def test_an_alarm_that_another_reference_ends_is_in_the_audit_log_before_it_sinc
     ingest_batch(site.database, [other.learned(seq=1)], rules=INGEST, now=site.now)
     assert site.alarms()[0].outcome is AlarmEvent.REREFERENCED
     assert site.actions()[-2:] == ["alarm.cleared", "drift.reference-stored"]
+
+
+@on_sqlite
+def test_references_make_no_more_series_of_a_device_than_windows_may(site, monkeypatch):
+    monkeypatch.setattr(drift_ingest, "MOST_SERIES", 1)
+    ingest_batch(site.database, [replace(site.camera, pipeline="back").learned(seq=1)], rules=INGEST, now=site.now)
+    with site.database.reading() as tx:
+        assert [one.pipeline for one in drift_store.list_series(tx, T0)] == ["front"]
+    assert site.actions()[-1] == "drift.reference-refused"
 
 
 @on_sqlite
