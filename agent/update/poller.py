@@ -25,6 +25,9 @@ CHILD_TIMEOUT_S = 300.0
 LEAST_WAIT_S = 0.001
 #: Real seconds that a look at a stick may take: 2 GiB over an old socket.
 STICK_TIMEOUT_S = 3600.0
+#: Seconds of the agent's clock, at most, before a check that failed is tried again, doubling up to the period of polls: the server may
+#: have signed anew between two files of one look, which a second look mends.
+RETRY_FIRST_S = 2.0
 #: Polls are spread by this share of the period to both sides, so that a fleet does not come at once.
 SPREAD = 0.5
 _ETAG, _TIME_FLOOR, _VERSIONS = "update.etag", "update.time_floor_ms", "update.metadata_versions"
@@ -133,6 +136,7 @@ class Poller:
 
     def run(self, stop: threading.Event) -> None:
         """Check until `stop` is set; call `hint` after setting it."""
+        failures = 0
         while not stop.is_set():
             with self._lock:
                 self._hinted = math.inf
@@ -140,7 +144,15 @@ class Poller:
             begin, error = self._clock.monotonic(), self._state.error
             # a server that asks for patience gets it, whatever anybody hints
             patience = begin + ((error.retry_after_s if error is not None else None) or 0.0)
-            self._sleep(stop, begin + self._poll_s() * self._chance.uniform(1 - SPREAD, 1 + SPREAD), patience)
+            failures = 0 if error is None else failures + 1
+            self._sleep(stop, begin + self._pause_s(failures), patience)
+
+    def _pause_s(self, failures: int) -> float:
+        """Seconds until the next look when nobody hints, after so many failures in a row."""
+        period_s = self._poll_s()
+        if failures and (cap_s := RETRY_FIRST_S * 2.0 ** min(failures - 1, 20)) < period_s:
+            return self._chance.uniform(cap_s / 2, cap_s)
+        return period_s * self._chance.uniform(1 - SPREAD, 1 + SPREAD)
 
     def _sleep(self, stop: threading.Event, due: float, patience: float) -> None:
         while not stop.is_set():

@@ -404,3 +404,23 @@ def test_a_device_that_cannot_ask_yet_does_not_ask():
     )
     assert poller.check_once() is None
     assert checks.commands == []
+
+
+def test_a_check_that_failed_is_tried_again_soon_and_ever_later_until_one_succeeds():
+    """The server may sign anew between two files of one look: the second look finds them whole."""
+    device = DeviceSimulator()
+    failed = CheckAnswer(error=CheckError("TransferError", "http-404", "962.snapshot.json answered 404"))
+    checks = Timed(device, *[failed] * 14, CheckAnswer(unchanged=True), most=17)
+    make_poller(device, checks).run(checks.stop)
+    gaps = [after - before for before, after in itertools.pairwise(checks.times)]
+    assert 1.0 <= gaps[0] <= 2.0
+    assert all(2.0**number / 2 <= gap <= 2.0**number for number, gap in enumerate(gaps[:9], start=1))
+    assert all(450.0 <= gap <= 1350.0 for gap in gaps[9:]), "no outage makes a device ask more often than that"
+
+
+def test_a_server_that_asks_for_patience_gets_it_from_a_check_that_failed_too():
+    device = DeviceSimulator()
+    busy = CheckAnswer(error=CheckError("UnavailableError", "unavailable", "Busy.", retry_after_s=300.0))
+    checks = Timed(device, busy, CheckAnswer(unchanged=True), most=2)
+    make_poller(device, checks).run(checks.stop)
+    assert checks.times[1] - checks.times[0] >= 300.0
