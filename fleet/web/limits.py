@@ -1,5 +1,6 @@
 """What one caller may ask for: size of a request's body, calls in a stretch of time."""
 
+import asyncio
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from protocol.errors import InvalidError, UnavailableError
 
 #: Callers remembered; the one not seen for longest is forgotten.
 MAX_CALLERS = 10_000
+#: Of a body that is refused so much is still read, for so many seconds, and thrown away.
+DRAINED_BYTES, DRAINED_S = 1 << 20, 5.0
 
 
 class BodyLimit:
@@ -30,6 +33,7 @@ class BodyLimit:
         error = InvalidError(f"The request's body is longer than the {limit} bytes allowed.", code="too-large")
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if not declared.isdigit() or int(declared) > limit:
+            await drain(receive)
             await problems.from_error(Request(scope), error, headers={"Connection": "close"})(scope, receive, send)
             return
         received = 0
@@ -39,10 +43,26 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
+                if message.get("more_body", False):
+                    await drain(receive)
                 raise HTTPException(413, str(error))  # an error of ours would become a 400 where FastAPI reads the body
             return message
 
         await self._app(scope, counted, send)
+
+
+async def drain(receive: Receive) -> None:
+    """Read on, as far as it is little: a connection closed with bytes unread is reset, and the answer is lost (RFC 9112, 9.6)."""
+    left = DRAINED_BYTES
+    try:
+        async with asyncio.timeout(DRAINED_S):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
 
 
 class RateLimit:
