@@ -56,7 +56,7 @@ from fleet.devices.calls import DeviceCalls
 from fleet.devices.model import DeviceFilter, DeviceState
 from fleet.devices.pki import Authority, open_authority
 from fleet.jobs import Job
-from fleet.monitoring import drift_service, drift_tick, rules
+from fleet.monitoring import drift_references, drift_service, drift_tick, rules
 from fleet.monitoring import service as monitoring
 from fleet.monitoring.alerts import history
 from fleet.monitoring.alerts import service as alerts
@@ -533,7 +533,7 @@ def ingest_rules(server: Server) -> IngestRules:
     def is_enrolled(tx: Connection, tenant: TenantId, names: Collection[DeviceId]) -> set[DeviceId]:
         return {device for _, device in device_store.filter_enrolled(tx, [(tenant, name) for name in names])}
 
-    events = (shadow.take_event, drift_service.take_event)
+    events = (shadow.take_event, drift_references.take_event)
     return IngestRules(is_enrolled, prefix=server.config.broker.prefix, tenant=server.tenant, on_event=events)
 
 

@@ -12,14 +12,14 @@ import numpy as np
 
 from fleet.db import Connection
 from fleet.devices.model import Device
-from fleet.monitoring import alarm_store, alarms, attribution, detectors, drift_store, drift_sums
+from fleet.monitoring import alarm_store, alarms, attribution, detectors, drift_group_store, drift_store, drift_sums, reference_store
 from fleet.monitoring.attribution import Base
 from fleet.monitoring.detectors import DoubleArray, Scored
 from fleet.monitoring.drift_alarms import DETECTOR, raise_alarm, save_cleared
 from fleet.monitoring.drift_model import HOUR, SUB_WINDOW, Alarm, AlarmState, AlarmSubject, Grade, SubjectKind
 from fleet.monitoring.drift_profiles import grids_of
 from fleet.monitoring.drift_rules import DriftRules
-from fleet.monitoring.drift_store import GroupHour, GroupRow, SeriesRow, SumRow, WindowRow
+from fleet.monitoring.drift_tables import GroupHour, GroupRow, SeriesRow, SumRow, WindowRow
 from protocol.errors import InvalidError
 from protocol.ids import TenantId, new_id
 from protocol.sketches.codec import decode
@@ -39,16 +39,16 @@ _FIT_DAYS = 35
 def group_of(tx: Connection, row: SeriesRow, device: Device, *, now: datetime) -> GroupRow:
     """The group that the series belongs to, made where missing."""
     name = f"{device.site or '-'}/{device.device_type}"
-    return drift_store.ensure_group(tx, row.tenant, kind=SubjectKind.GROUP, name=name, model=row.model, grid_id=row.grid_id, now=now)
+    return drift_group_store.ensure_group(tx, row.tenant, kind=SubjectKind.GROUP, name=name, model=row.model, grid_id=row.grid_id, now=now)
 
 
 def judge_group(tx: Connection, tenant: TenantId, group_key: int, *, rules: DriftRules, now: datetime) -> None:
     """Sum the group's hours that changed and judge them; raises, widens and recovers its alarm."""
-    group = drift_store.get_group(tx, tenant, group_key, is_held=True)
+    group = drift_group_store.get_group(tx, tenant, group_key, is_held=True)
     grid = grids_of(tx, tenant, {group.grid_id}).get(group.grid_id)
     members = drift_store.list_series(tx, tenant, group_key=group_key)
     if group.dirty_from is None or grid is None or not members:
-        drift_store.save_group(tx, replace(group, dirty_from=None, due_at=None), now=now)
+        drift_group_store.save_group(tx, replace(group, dirty_from=None, due_at=None), now=now)
         return
     newest = max(member.next_w0 for member in members)
     start = drift_sums.hour_start(group.dirty_from)
@@ -60,7 +60,7 @@ def judge_group(tx: Connection, tenant: TenantId, group_key: int, *, rules: Drif
     group = _judged(tx, group, members, grid, start=start, end=end, rules=rules, now=now)
     left = end if end < newest else None
     due = None if left is None else now + timedelta(seconds=1)
-    drift_store.save_group(tx, replace(group, dirty_from=left, due_at=due), now=now)
+    drift_group_store.save_group(tx, replace(group, dirty_from=left, due_at=due), now=now)
 
 
 def _references(tx: Connection, members: Sequence[SeriesRow], grid: Grid) -> dict[int, DeviceReference]:
@@ -68,7 +68,7 @@ def _references(tx: Connection, members: Sequence[SeriesRow], grid: Grid) -> dic
     for member in members:
         if member.reference_id is None:
             continue
-        for one in drift_store.list_references(tx, member):
+        for one in reference_store.list_references(tx, member):
             if one.reference_id == member.reference_id:
                 found[member.series_key] = decode_reference(one.body, grid)
     return found
@@ -105,7 +105,7 @@ def _sum_hours(
             hours.append(GroupHour(hour, len(z), _pack(detectors.group_mean(z)), _pack(apart[:MOST_RESIDUALS])))
             peers = dict(zip(tested, apart, strict=True))
     drift_store.put_sums(tx, group.tenant, group.group_key, sums)
-    drift_store.put_group_hours(tx, group.tenant, group.group_key, hours)
+    drift_group_store.put_group_hours(tx, group.tenant, group.group_key, hours)
     _sum_days(tx, group, grid, start=start, end=end)
     _show_peers(tx, group, peers, grid)
 
@@ -148,7 +148,7 @@ def _with_reference(tx: Connection, group: GroupRow, grid: Grid, *, until: int) 
     """The group with a reference of its own once 14 days of hours are there, and a better one after 28."""
     if group.grade is Grade.CALIBRATED:
         return group
-    hours = drift_store.list_group_hours(tx, group.tenant, group.group_key, start=until - _FIT_DAYS * 144, end=until)
+    hours = drift_group_store.list_group_hours(tx, group.tenant, group.group_key, start=until - _FIT_DAYS * 144, end=until)
     tested = [hour for hour in hours if detectors.group_is_testable(hour.reporting, group.members)]
     wanted = PROVISIONAL_DAYS if group.grade is Grade.COLLECTING else CALIBRATED_DAYS
     if len(tested) < wanted * 20:
@@ -182,9 +182,9 @@ def _judged(
     evidence = _evidence(group, reference)
     begin = reference.last_w0 + 1 if evidence is None else start
     first = begin // reference.subwindows * reference.subwindows
-    hours = drift_store.list_group_hours(tx, group.tenant, group.group_key, start=first, end=end)
+    hours = drift_group_store.list_group_hours(tx, group.tenant, group.group_key, start=first, end=end)
     scored, judged = _scored(hours, reference, group.members)
-    drift_store.put_group_hours(tx, group.tenant, group.group_key, judged)
+    drift_group_store.put_group_hours(tx, group.tenant, group.group_key, judged)
     alarm = alarm_store.find_latest(tx, group.tenant, AlarmSubject(SubjectKind.GROUP, group.name, "", group.model))
     is_open = alarm is not None and alarm.is_open
     settled = detectors.settle(evidence, plan, rules.group_rate, scored, start=first, until=end, is_open=is_open)

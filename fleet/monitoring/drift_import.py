@@ -14,7 +14,7 @@ import numpy as np
 
 from fleet.audit import Actor
 from fleet.db import Database
-from fleet.monitoring import drift_profiles, drift_service
+from fleet.monitoring import drift_profiles, drift_references
 from fleet.monitoring.drift_model import Reference
 from protocol.errors import InvalidError, NotFoundError
 from protocol.ids import DeviceId, TenantId
@@ -104,7 +104,7 @@ def import_reference(
             code="unknown-grid",
             hint="Import the model with the same evaluation data's profile and release it first; a grid is made once, with its release.",
         )
-    stored = drift_service.add_reference(
+    stored = drift_references.add_reference(
         database,
         tenant=tenant,
         device=device,

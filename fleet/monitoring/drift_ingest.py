@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from fleet.db import Connection
-from fleet.monitoring import drift_store as store
+from fleet.monitoring import drift_store, quarantine_store
 from fleet.monitoring.drift_model import DAY
 from fleet.monitoring.drift_profiles import grids_of
-from fleet.monitoring.drift_store import Quarantined, SeriesKey, SeriesRow, WindowRow
+from fleet.monitoring.drift_tables import Quarantined, SeriesKey, SeriesRow, WindowRow
 from fleet.monitoring.store import DEAD_LETTER_BYTES, dead_letter_row, insert_dead_letters
 from protocol.clock import to_unix_ms
 from protocol.errors import InvalidError
@@ -112,7 +112,7 @@ def store_sketches(tx: Connection, tenant: TenantId, sketches: Sequence[Sketch],
         reason = f"too-many: {key.device} has {MOST_SERIES} pipelines and model versions already; wanted fewer."
         done.rejected += [(one, reason) for one in fitting.pop(key)]
     first = {key: min(one.head.w0 for one in members) for key, members in fitting.items()}
-    for key, row in sorted(store.lock_series(tx, tenant, first, now=now).items()):
+    for key, row in sorted(drift_store.lock_series(tx, tenant, first, now=now).items()):
         refused = _join(tx, row, fitting[key], aside, now=now)
         done.rejected += [(one, _FULL) for one in refused]
         done.accepted += [one for one in fitting[key] if not any(one is other for other in refused)]
@@ -132,11 +132,11 @@ class _Aside:
     def put(self, one: Sketch, reason: str, how_long: timedelta) -> bool | None:
         """Whether it is new there; None when the device has too many there."""
         if one.device not in self._counts:
-            self._counts[one.device] = store.count_quarantined(self._tx, self._tenant, one.device)
+            self._counts[one.device] = quarantine_store.count_quarantined(self._tx, self._tenant, one.device)
         if self._counts[one.device] >= MOST_ASIDE:
             return None
         aside = Quarantined(one.series, one.window, reason, self._now, self._now + how_long)
-        is_new = store.quarantine(self._tx, self._tenant, aside)
+        is_new = quarantine_store.quarantine(self._tx, self._tenant, aside)
         self._counts[one.device] += int(is_new)
         return is_new
 
@@ -146,11 +146,11 @@ def too_many_series(tx: Connection, tenant: TenantId, keys: Collection[SeriesKey
     wanted: dict[DeviceId, list[SeriesKey]] = defaultdict(list)
     for key in sorted(keys):
         wanted[key.device].append(key)
-    counts = store.count_series(tx, tenant, wanted.keys(), since=now - OLDEST)
+    counts = drift_store.count_series(tx, tenant, wanted.keys(), since=now - OLDEST)
     full = {device: its for device, its in wanted.items() if counts.get(device, 0) + len(its) > MOST_SERIES}
     refused: list[SeriesKey] = []
     for device, its in full.items():
-        known = {row.key for row in store.list_series(tx, tenant, devices=[device], src=None)}
+        known = {row.key for row in drift_store.list_series(tx, tenant, devices=[device], src=None)}
         new = [key for key in its if key not in known]
         refused += new[max(0, MOST_SERIES - counts.get(device, 0)) :]
     return refused
@@ -168,7 +168,7 @@ def _check(head: Head, grid: Grid | None, now: datetime) -> None:
 def _join(tx: Connection, row: SeriesRow, sketches: Sequence[Sketch], aside: _Aside, *, now: datetime) -> list[Sketch]:
     """Put the windows into the series' map; whatever order they come in, the same map comes out. Returns those there is no room for."""
     start, end = min(one.head.w0 for one in sketches), max(one.window.end for one in sketches)
-    held = {(one.w0, one.nsub): one for one in store.list_windows(tx, row.tenant, row.series_key, start=start, end=end)}
+    held = {(one.w0, one.nsub): one for one in drift_store.list_windows(tx, row.tenant, row.series_key, start=start, end=end)}
     changed: dict[tuple[int, int], WindowRow] = {}
     refused: list[Sketch] = []
     for one in sketches:
@@ -185,7 +185,7 @@ def _join(tx: Connection, row: SeriesRow, sketches: Sequence[Sketch], aside: _As
             row = replace(row, overlaps=row.overlaps + int(bool(is_new)))
             continue
         held[place] = changed[place] = window
-    store.put_windows(tx, row.tenant, ((row.series_key, one) for one in changed.values()), now=now)
+    drift_store.put_windows(tx, row.tenant, ((row.series_key, one) for one in changed.values()), now=now)
     if changed:
         dirty = min(one.w0 for one in changed.values())
         first, next_w0 = min(row.first_w0, dirty), max(row.next_w0, *(one.end for one in changed.values()))
@@ -197,7 +197,7 @@ def _join(tx: Connection, row: SeriesRow, sketches: Sequence[Sketch], aside: _As
             next_w0=next_w0,
             dirty_from=dirty if row.dirty_from is None else min(dirty, row.dirty_from),
         )
-    store.save_series(tx, row, now=now)
+    drift_store.save_series(tx, row, now=now)
     return refused
 
 
@@ -211,10 +211,10 @@ def release_quarantine(tx: Connection, tenant: TenantId, grid_id: str, *, now: d
 
     Those that do not fit it are gone, as dead letters; `drift_tick.keep_house` lets out the rest.
     """
-    waiting = store.list_quarantined(tx, tenant, grid_id=grid_id, limit=RELEASED)
+    waiting = quarantine_store.list_quarantined(tx, tenant, grid_id=grid_id, limit=RELEASED)
     sketches = []
     for one in waiting:
-        store.release_quarantined(tx, tenant, one)
+        quarantine_store.release_quarantined(tx, tenant, one)
         sketches.append(_again(tenant, one))
     done = store_sketches(tx, tenant, sketches, now=now)
     bury(tx, tenant, done.rejected, now=now)
@@ -223,7 +223,7 @@ def release_quarantine(tx: Connection, tenant: TenantId, grid_id: str, *, now: d
 
 def expire_quarantine(tx: Connection, *, now: datetime) -> int:
     """What waited too long becomes a dead letter; returns how many windows."""
-    expired = store.take_expired(tx, now=now, limit=1000)
+    expired = quarantine_store.take_expired(tx, now=now, limit=1000)
     for tenant, one in expired:
         reason = f"{one.reason}: grid {one.key.grid_id} stayed unknown" if one.reason == UNKNOWN_GRID else f"{one.reason}: another window"
         bury(tx, tenant, [(_again(tenant, one), f"{reason} until {one.until:%Y-%m-%d %H:%M} UTC.")], now=now)

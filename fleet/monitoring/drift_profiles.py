@@ -5,7 +5,8 @@ from collections import OrderedDict
 from collections.abc import Collection
 
 from fleet.db import Connection
-from fleet.monitoring import drift_store as store
+from fleet.monitoring import reference_store
+from fleet.monitoring.drift_tables import ProfileRow
 from protocol.ids import TenantId
 from protocol.sketches.grid import Grid
 from protocol.sketches.profile import ModelProfile, decode_profile
@@ -29,7 +30,7 @@ class _Remembered:
                     return profile
         return None
 
-    def keep(self, tenant: TenantId, row: store.ProfileRow) -> ModelProfile:
+    def keep(self, tenant: TenantId, row: ProfileRow) -> ModelProfile:
         profile = decode_profile(row.body)
         with self._lock:
             self._profiles[tenant, row.model, row.grid_id] = profile
@@ -43,20 +44,20 @@ _REMEMBERED = _Remembered()
 
 def grids_of(tx: Connection, tenant: TenantId, grid_ids: Collection[str]) -> dict[str, Grid]:
     """Those of the grids that a release of the tenant brought."""
-    known = store.list_known_grids(tx, tenant, grid_ids)  # asked each time: another tenant, or a database that was put back
+    known = reference_store.list_known_grids(tx, tenant, grid_ids)  # asked each time: another tenant, or a database that was put back
     found = {grid_id: profile.grid for grid_id in known if (profile := _REMEMBERED.find(tenant, grid_id)) is not None}
     missing = known - found.keys()
-    for row in store.list_profiles(tx, tenant, missing).values() if missing else ():
+    for row in reference_store.list_profiles(tx, tenant, missing).values() if missing else ():
         found.setdefault(row.grid_id, _REMEMBERED.keep(tenant, row).grid)
     return found
 
 
 def find_profile(tx: Connection, tenant: TenantId, model: str, grid_id: str) -> ModelProfile | None:
     """What the model version's release carries on that grid; None when no release of the tenant does."""
-    if grid_id not in store.list_known_grids(tx, tenant, {grid_id}):
+    if grid_id not in reference_store.list_known_grids(tx, tenant, {grid_id}):
         return None
     known = _REMEMBERED.find(tenant, grid_id, model)
     if known is not None:
         return known
-    row = store.list_profiles(tx, tenant, {grid_id}).get((model, grid_id))
+    row = reference_store.list_profiles(tx, tenant, {grid_id}).get((model, grid_id))
     return None if row is None else _REMEMBERED.keep(tenant, row)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 
 from fleet.monitoring.drift_model import DAY, HOUR
-from fleet.monitoring.drift_store import SumRow, WindowRow
+from fleet.monitoring.drift_tables import SumRow, WindowRow
 from protocol.errors import InvalidError
 from protocol.sketches.codec import SUBWINDOW_S, decode
 from protocol.sketches.counts import Counts, added, empty, summed

@@ -6,12 +6,12 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.openapi.utils import get_openapi
 
 from fleet.web import live, rest
-from fleet.web.admin import alerts, bundles, campaigns, configurations, devices, drift, governance, people, references, registry
+from fleet.web.admin import alarms, alerts, bundles, campaigns, configurations, devices, drift, governance, people, references, registry
 from fleet.web.auth import Caller, require, services_of
 from protocol.ids import DeviceId
 
 router = APIRouter(prefix="/api/v1")
-for part in (people, devices, registry, governance, campaigns, bundles, configurations, alerts, drift, references):
+for part in (people, devices, registry, governance, campaigns, bundles, configurations, alerts, alarms, drift, references):
     router.include_router(part.router)
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from fleet.devices import service as devices
-from fleet.monitoring import drift_service
+from fleet.monitoring import drift_reading, drift_service
 from fleet.monitoring.drift_model import OPEN_STATES, Alarm, AlarmEvent, AlarmState, OverviewRow, SubjectKind, TimePoint
 from fleet.web import drift_views, render
 from fleet.web.auth import Caller, require, services_of
@@ -230,7 +230,7 @@ def _what_if(request: Request, caller: Caller, found: Alarm, *, rate: float | No
     if found.subject.kind is not SubjectKind.DEVICE:
         return None, ()
     until = min(services.clock.now(), (found.cleared_at or found.raised_at) + AFTER)
-    points = drift_service.timeline(
+    points = drift_reading.timeline(
         services.database,
         caller.tenant,
         DeviceId(found.subject.name),
@@ -258,21 +258,21 @@ def _after(request: Request, caller: Caller, alarm: str, act: Callable[[], objec
 
 
 def _heat_map(request: Request, caller: Caller) -> HeatMap:
-    return drift_views.heat_map(drift_service.device_overview(services_of(request).database, caller.tenant, limit=MAP_ROWS))
+    return drift_views.heat_map(drift_reading.device_overview(services_of(request).database, caller.tenant, limit=MAP_ROWS))
 
 
 def _pipeline_view(request: Request, caller: Caller, device: str, pipeline: str, span: Range, feature: str) -> PipelineDrift:
     services = services_of(request)
     database, tenant, name = services.database, caller.tenant, DeviceId(device)
     devices.get_device(database, tenant, name)
-    rows = [one for one in drift_service.device_overview(database, tenant, devices=[name]) if one.state.pipeline == pipeline]
+    rows = [one for one in drift_reading.device_overview(database, tenant, devices=[name]) if one.state.pipeline == pipeline]
     if not rows:
         raise NotFoundError(f"Nothing is known of drift of pipeline {pipeline!r} of {device}.", hint="It sends sketches once an hour.")
     row: OverviewRow = rows[0]
     now = services.clock.now()
     since = now - SPANS[span]
-    points = drift_service.timeline(database, tenant, name, pipeline, since=since, until=now)
-    accuracy = drift_service.accuracy_range(database, tenant, name, pipeline, since=since, until=now)
+    points = drift_reading.timeline(database, tenant, name, pipeline, since=since, until=now)
+    accuracy = drift_reading.accuracy_range(database, tenant, name, pipeline, since=since, until=now)
     found = drift_service.get_alarm(database, tenant, row.alarm) if row.alarm else None
     shown = _distributions(request, caller, name, pipeline, since=since, until=now, feature=feature)
     return drift_views.pipeline_drift(row, points=points, accuracy=accuracy, distributions=shown, feature=feature, alarm=found)
@@ -282,4 +282,4 @@ def _distributions(
     request: Request, caller: Caller, device: DeviceId, pipeline: str, *, since: datetime, until: datetime, feature: str
 ) -> Sequence[Any]:
     database = services_of(request).database
-    return drift_service.distributions(database, caller.tenant, device, pipeline, since=since, until=until, feature=feature or None)
+    return drift_reading.distributions(database, caller.tenant, device, pipeline, since=since, until=until, feature=feature or None)

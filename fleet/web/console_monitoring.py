@@ -12,7 +12,7 @@ from fastapi.responses import RedirectResponse
 from fleet.db import Database
 from fleet.devices import groups
 from fleet.devices import service as devices
-from fleet.monitoring import drift_service
+from fleet.monitoring import drift_reading
 from fleet.monitoring.alerts import service as alerts
 from fleet.monitoring.alerts import store as alert_store
 from fleet.monitoring.alerts.model import FiringRow, RuleKey, StoredRule
@@ -277,7 +277,7 @@ def _device_view(request: Request, caller: Caller, device: str, span: Range, pip
 
 
 def _drift_url(database: Database, tenant: TenantId, device: DeviceId, pipeline: str) -> str:
-    rows = drift_service.device_overview(database, tenant, devices=[device])
+    rows = drift_reading.device_overview(database, tenant, devices=[device])
     is_watched = any(row.state.pipeline == pipeline for row in rows)
     return f"/drift/{quote(device)}/{quote(pipeline)}" if is_watched else ""
 

@@ -15,7 +15,7 @@ from fleet.audit import Actor, ActorKind
 from fleet.bus import Incoming
 from fleet.db import Database, migrate
 from fleet.devices import twins
-from fleet.monitoring import drift_service, drift_tick
+from fleet.monitoring import drift_learning, drift_reading, drift_references, drift_service, drift_tick
 from fleet.monitoring.drift_model import AlarmState, Grade
 from fleet.monitoring.drift_rules import DriftRules
 from fleet.monitoring.ingest import IngestRules, ingest_batch
@@ -27,7 +27,7 @@ from protocol.topics import device_topic
 
 CAM = DeviceId("cam-1")
 ANNA = Actor(ActorKind.PERSON, "anna")
-INGEST = IngestRules(is_enrolled=lambda _tx, _tenant, devices: set(devices), on_event=(drift_service.take_event,))
+INGEST = IngestRules(is_enrolled=lambda _tx, _tenant, devices: set(devices), on_event=(drift_references.take_event,))
 
 
 @pytest.fixture
@@ -73,12 +73,12 @@ def hear(site: Site, database: Database) -> None:
 def test_a_darker_world_becomes_one_alarm_that_somebody_takes_and_then_a_new_normal(site: Site, database: Database):
     with database.transaction() as tx:
         profile = (site.folder / "slot" / FILE_NAME).read_bytes()
-        drift_tick.add_profile(tx, DEFAULT_TENANT, profile, model=MODEL, line="pets", version="1.0", now=site.clock.now())
+        drift_learning.add_profile(tx, DEFAULT_TENANT, profile, model=MODEL, line="pets", version="1.0", now=site.clock.now())
     # the world as it was: a reference goes up, hours follow, nothing is raised
     site.one_window()
     site.run(4 * 3600)
     assert carry(site, database) >= 3
-    (reference,) = drift_service.list_references(database, DEFAULT_TENANT, CAM, "front")
+    (reference,) = drift_references.list_references(database, DEFAULT_TENANT, CAM, "front")
     assert (reference.reference_id, reference.grade) == (site.told().reference, Grade.CALIBRATED)
     assert drift_service.list_alarms(database, DEFAULT_TENANT) == []
     # it changes: the device crosses by itself, the server confirms it from the counts of one sub-window
@@ -101,7 +101,9 @@ def test_a_darker_world_becomes_one_alarm_that_somebody_takes_and_then_a_new_nor
     assert carry(site, database) == 0
     assert len(drift_service.list_alarms(database, DEFAULT_TENANT)) == 1
     # and takes it as normal: both sides start again
-    drift_service.rebaseline(database, tenant=DEFAULT_TENANT, device=CAM, pipeline="front", by=ANNA, now=site.clock.now(), reason="moved")
+    drift_references.rebaseline(
+        database, tenant=DEFAULT_TENANT, device=CAM, pipeline="front", by=ANNA, now=site.clock.now(), reason="moved"
+    )
     hear(site, database)
     assert (site.told().grade, site.told().state) == ("collecting", "ok")
     assert drift_service.list_alarms(database, DEFAULT_TENANT, states=[AlarmState.RAISED, AlarmState.ACKNOWLEDGED]) == []
@@ -110,7 +112,7 @@ def test_a_darker_world_becomes_one_alarm_that_somebody_takes_and_then_a_new_nor
 def test_every_hour_reaches_the_server_once_whatever_is_lost_on_the_way(site: Site, database: Database):
     with database.transaction() as tx:
         profile = (site.folder / "slot" / FILE_NAME).read_bytes()
-        drift_tick.add_profile(tx, DEFAULT_TENANT, profile, model=MODEL, line="pets", version="1.0", now=site.clock.now())
+        drift_learning.add_profile(tx, DEFAULT_TENANT, profile, model=MODEL, line="pets", version="1.0", now=site.clock.now())
     begun = site.clock.now()
     for _ in range(3):
         site.run(3 * 3600)
@@ -121,6 +123,6 @@ def test_every_hour_reaches_the_server_once_whatever_is_lost_on_the_way(site: Si
     site.store.requeue_stored()
     carry(site, database)
     kept: list[SubWindowRow] = [row for row in site.rows.history(site.subject, since=0, until=10**7) if row.sent not in ("", "before")]
-    points = drift_service.timeline(database, DEFAULT_TENANT, CAM, "front", since=begun, until=site.clock.now())
+    points = drift_reading.timeline(database, DEFAULT_TENANT, CAM, "front", since=begun, until=site.clock.now())
     scored = [row for row in kept if row.score is not None]
     assert len([point for point in points if point.score is not None]) == len(scored) >= 40

@@ -11,7 +11,7 @@ from waiting import wait_until
 from fleet import jobs
 from fleet.broker import CONTROLLER, PROBE, BrokerOptions, Consumer, EmbeddedBroker, client_tls
 from fleet.bus import Bus, BusOptions, Incoming, Subscription
-from fleet.monitoring import drift_service, drift_tick
+from fleet.monitoring import drift_references, drift_service, drift_tick
 from fleet.monitoring.drift_alarms import PUBLISH_ALARM
 from fleet.monitoring.drift_rules import DriftRules
 from fleet.monitoring.drift_sums import moment_of
@@ -63,7 +63,7 @@ def test_a_raised_alarm_is_a_cloud_event_on_f_alarm(database, connect):
     enroll(database, "cam-1")
     camera = WatchedDevice()
     now = moment_of(W0 + 162)
-    rules = IngestRules(is_enrolled=lambda _tx, _tenant, devices: set(devices), on_event=(drift_service.take_event,))
+    rules = IngestRules(is_enrolled=lambda _tx, _tenant, devices: set(devices), on_event=(drift_references.take_event,))
     dark = camera.hours(W0 + 144, 3, shift=(-3.0, -3.0, 0.0, 0.0))
     ingest_batch(database, [camera.learned(), *map(camera.message, [*camera.hours(W0, 24), *dark])], rules=rules, now=now)
     drift_tick.tick(database, rules=DriftRules(), now=now)

@@ -12,7 +12,7 @@ from simulators.sketches import SketchDevice
 from fleet.audit import Actor, ActorKind
 from fleet.bus import Incoming
 from fleet.db import Database
-from fleet.monitoring import drift_service, drift_tick
+from fleet.monitoring import drift_references, drift_service, drift_tick
 from fleet.monitoring.drift_model import Alarm
 from fleet.monitoring.drift_rules import DriftRules
 from protocol.clock import to_unix_ms
@@ -69,7 +69,7 @@ def add_drift(database: Database, ingest: Callable[..., None], device: str, *, n
     end = to_unix_ms(now) // SUBWINDOW_MS // 6 * 6
     start = end - 6 * HOURS
     reference = reference_until(start)
-    drift_service.add_reference(
+    drift_references.add_reference(
         database,
         tenant=DEFAULT_TENANT,
         device=DeviceId(device),

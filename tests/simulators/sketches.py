@@ -15,8 +15,8 @@ from fleet.db import Database
 from fleet.devices import groups
 from fleet.devices import store as device_store
 from fleet.devices.model import ConfigPatch, Device, DeviceState, Twin
-from fleet.monitoring import drift_store
-from fleet.monitoring.drift_store import ProfileRow
+from fleet.monitoring import reference_store
+from fleet.monitoring.drift_tables import ProfileRow
 from protocol.clock import from_unix_ms
 from protocol.ids import DEFAULT_TENANT, DeviceId, DeviceTypeName
 from protocol.messages import REFERENCE_LEARNED
@@ -141,7 +141,7 @@ def add_profile(database: Database, made: ModelProfile | None = None, *, model: 
     chosen = made or profile()
     row = ProfileRow(model.hex(), chosen.grid.grid_id.hex(), "animals", "1.0", encode_profile(chosen))
     with database.transaction() as tx:
-        drift_store.put_profile(tx, tenant, row, now=from_unix_ms(TS))
+        reference_store.put_profile(tx, tenant, row, now=from_unix_ms(TS))
 
 
 @cache

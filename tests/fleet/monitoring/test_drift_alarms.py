@@ -12,7 +12,16 @@ from fleet import audit, jobs
 from fleet.audit import Actor, ActorKind
 from fleet.db import Database
 from fleet.devices import store as device_store
-from fleet.monitoring import alarm_store, drift_ingest, drift_service, drift_store, drift_tick
+from fleet.monitoring import (
+    alarm_store,
+    drift_ingest,
+    drift_judging,
+    drift_reading,
+    drift_references,
+    drift_service,
+    drift_store,
+    drift_tick,
+)
 from fleet.monitoring.drift_alarms import PUBLISH_ALARM
 from fleet.monitoring.drift_model import AlarmEvent, AlarmState, Cause, Check, Grade
 from fleet.monitoring.drift_rules import DriftRules
@@ -25,7 +34,7 @@ from protocol.ids import DEFAULT_TENANT, DeviceId
 T0 = DEFAULT_TENANT
 CAM = DeviceId("cam-1")
 ANNA = Actor(ActorKind.PERSON, "anna")
-INGEST = IngestRules(is_enrolled=lambda _tx, _tenant, devices: set(devices), on_event=(drift_service.take_event,))
+INGEST = IngestRules(is_enrolled=lambda _tx, _tenant, devices: set(devices), on_event=(drift_references.take_event,))
 RULES = DriftRules()
 DARK = (-3.0, -3.0, 0.0, 0.0)
 
@@ -174,7 +183,7 @@ def test_what_could_not_be_judged_is_judged_with_the_next_window(site, monkeypat
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as broken:
-        broken.setattr(drift_tick.detectors, "settle", fails)
+        broken.setattr(drift_judging.detectors, "settle", fails)
         site.take(*site.camera.hours(W0 + 144, 3, shift=DARK))
     assert (site.alarms(), site.series().dirty_from, site.series().conditions) == ([], None, {"detector_failed": 600})
     site.take(site.camera.hour(W0 + 1008))  # of a later block
@@ -192,7 +201,7 @@ def test_a_shadow_that_could_not_be_summed_is_summed_with_its_next_window(site, 
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as broken:
-        broken.setattr(drift_tick.drift_sums, "day_sums", fails)
+        broken.setattr(drift_judging.drift_sums, "day_sums", fails)
         site.take(shadow(W0))
     site.take(shadow(W0 + 1008 - 6))
     with site.database.reading() as tx:
@@ -303,7 +312,7 @@ def test_a_muted_alarm_is_recorded_and_tells_nobody(site):
 
 def test_taking_what_is_there_as_normal_starts_the_reference_again(site):
     site.dark()
-    drift_service.rebaseline(site.database, tenant=T0, device=CAM, pipeline="front", by=ANNA, now=site.now, reason="new lamp")
+    drift_references.rebaseline(site.database, tenant=T0, device=CAM, pipeline="front", by=ANNA, now=site.now, reason="new lamp")
     series = site.series()
     assert (series.reference_id, series.grade, series.days, series.evidence_state) == (None, Grade.COLLECTING, 0, None)
     (alarm,) = site.alarms()
@@ -311,7 +320,7 @@ def test_taking_what_is_there_as_normal_starts_the_reference_again(site):
     assert site.actions()[-1] == "drift.rebaselined"
     site.take(*site.camera.hours(W0 + 150, 3, shift=DARK))
     assert len(site.alarms()) == 1
-    (kept,) = drift_service.list_references(site.database, T0, CAM, "front")
+    (kept,) = drift_references.list_references(site.database, T0, CAM, "front")
     assert kept.retired_at == series.updated_at
 
 
@@ -344,12 +353,12 @@ def assert_refused(database, bad, *, now):
 @on_sqlite
 def test_a_reference_that_was_learned_before_somebody_took_what_is_there_as_normal_is_kept_and_not_used(site):
     site.dark()
-    drift_service.rebaseline(site.database, tenant=T0, device=CAM, pipeline="front", by=ANNA, now=site.now, reason="new lamp")
+    drift_references.rebaseline(site.database, tenant=T0, device=CAM, pipeline="front", by=ANNA, now=site.now, reason="new lamp")
     late = replace(site.camera, reference=reference(4))
     ingest_batch(site.database, [late.learned(seq=1)], rules=INGEST, now=site.now)
     site.tick()
     assert (site.series().reference_id, site.series().grade) == (None, Grade.COLLECTING)
-    kept = drift_service.list_references(site.database, T0, CAM, "front")
+    kept = drift_references.list_references(site.database, T0, CAM, "front")
     assert len(kept) == 2
     assert all(one.retired_at == site.now for one in kept)
     assert site.actions()[-1] == "drift.reference-stored"
@@ -381,7 +390,7 @@ def test_too_little_reference_data_raises_nothing_and_says_collecting(database):
     for window in camera.hours(W0, 30, shift=DARK):
         ingest_batch(database, [camera.message(window)], rules=INGEST, now=from_unix_ms(TS) + timedelta(days=2))
     drift_tick.tick(database, rules=RULES, now=from_unix_ms(TS))
-    (row,) = drift_service.device_overview(database, T0)
+    (row,) = drift_reading.device_overview(database, T0)
     assert (row.state.grade, row.state.days, row.state.threshold, row.alarm) == (Grade.COLLECTING, 1, 0.0, None)
 
 

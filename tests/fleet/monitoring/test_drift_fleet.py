@@ -15,12 +15,25 @@ from fleet.db import Database
 from fleet.devices import store as device_store
 from fleet.devices import twins
 from fleet.devices.model import DeviceFilter
-from fleet.monitoring import alarm_store, drift_service, drift_store, drift_tick
+from fleet.monitoring import (
+    alarm_store,
+    drift_budget,
+    drift_group_store,
+    drift_judging,
+    drift_labels,
+    drift_learning,
+    drift_reading,
+    drift_references,
+    drift_service,
+    drift_store,
+    drift_tick,
+    reference_store,
+)
+from fleet.monitoring.drift_labels import LabelDraft
 from fleet.monitoring.drift_model import AlarmEvent, AlarmState, Cause, Check, Grade, SubjectKind, Trust
 from fleet.monitoring.drift_rules import DriftRules
-from fleet.monitoring.drift_service import LabelDraft
-from fleet.monitoring.drift_store import GroupHour
 from fleet.monitoring.drift_sums import moment_of
+from fleet.monitoring.drift_tables import GroupHour, WindowRow
 from fleet.monitoring.ingest import IngestRules, ingest_batch
 from fleet.registry import store as registry_store
 from fleet.registry.model import FileRef, Release, ReleaseState, Variant
@@ -33,7 +46,7 @@ from protocol.sketches.summary import summarizer
 
 T0 = DEFAULT_TENANT
 ANNA = Actor(ActorKind.PERSON, "anna")
-INGEST = IngestRules(is_enrolled=lambda _tx, _tenant, devices: set(devices), on_event=(drift_service.take_event,))
+INGEST = IngestRules(is_enrolled=lambda _tx, _tenant, devices: set(devices), on_event=(drift_references.take_event,))
 NAMES = [f"cam-{index}" for index in range(1, 5)]
 START = from_unix_ms(TS)
 
@@ -63,7 +76,7 @@ def cameras(database: Database) -> list[WatchedDevice]:
 
 def group_of(database: Database):
     with database.reading() as tx:
-        (group,) = drift_store.list_groups(tx, T0)
+        (group,) = drift_group_store.list_groups(tx, T0)
     return group
 
 
@@ -78,7 +91,7 @@ def with_history(database: Database, cameras) -> None:
         apart = own - (own.sum(axis=0) - own) / 3
         hours.append(GroupHour(w0, 4, (shared + own.mean(axis=0)).astype("<f8").tobytes(), apart.astype("<f8").tobytes()))
     with database.transaction() as tx:
-        drift_store.put_group_hours(tx, T0, group.group_key, hours)
+        drift_group_store.put_group_hours(tx, T0, group.group_key, hours)
 
 
 @on_sqlite
@@ -128,7 +141,7 @@ def test_a_device_unlike_its_peers_is_shown_and_raises_nothing_by_that(database,
     send(database, cameras, lambda camera: camera.hours(W0 + 12, 1, shift=odd.get(camera.device, (0.0,) * 4)), now=now)
     settle(database, now=now)
     settle(database, now=now + timedelta(minutes=30))
-    rows = drift_service.device_overview(database, T0)
+    rows = drift_reading.device_overview(database, T0)
     peers = {row.state.device: row.state.peer_p for row in rows}
     assert min(peers, key=lambda name: peers[name]) == "cam-3"
     assert all(one.subject.kind is SubjectKind.DEVICE for one in drift_service.list_alarms(database, T0))
@@ -162,14 +175,14 @@ def test_the_server_judges_hours_by_a_reference_of_its_own_where_the_twin_says_s
     for start in range(0, 14 * 24, 48):
         send(database, [camera], lambda camera, start=start: camera.hours(first + 6 * start, 48), now=now)
     settle(database, now=now)
-    (row,) = drift_service.device_overview(database, T0)
+    (row,) = drift_reading.device_overview(database, T0)
     assert (row.state.check, row.state.grade, row.state.days) == (Check.SERVER, Grade.PROVISIONAL, 14)
     send(database, [camera], lambda camera: camera.hours(W0, 24, shift=(-3.0, 0.0, 0.0, 0.0)), now=moment_of(W0 + 144))
     settle(database, now=moment_of(W0 + 144))
     (alarm,) = drift_service.list_alarms(database, T0)
     assert (alarm.grade, alarm.state) == (Grade.PROVISIONAL, AlarmState.RAISED)
     assert "darker" in alarm.words
-    (reference,) = drift_service.list_references(database, T0, DeviceId("cam-1"), "front")
+    (reference,) = drift_references.list_references(database, T0, DeviceId("cam-1"), "front")
     assert reference.source == "server"
 
 
@@ -178,8 +191,8 @@ def test_thresholds_follow_the_size_of_the_fleet_and_are_audited(database, camer
     send(database, cameras, lambda camera: camera.hours(W0, 1), now=moment_of(W0 + 6))
     settle(database, now=moment_of(W0 + 6), rules=rules)
     with database.transaction() as tx:
-        assert drift_tick.review_budget(tx, T0, rules=rules, now=START)
-        assert not drift_tick.review_budget(tx, T0, rules=rules, now=START)
+        assert drift_budget.review_budget(tx, T0, rules=rules, now=START)
+        assert not drift_budget.review_budget(tx, T0, rules=rules, now=START)
         assert alarm_store.find_budget(tx, T0) == 4
     with database.reading() as tx:
         entry = next(one for one in audit.list_entries(tx, T0) if one.action == "drift.thresholds-decided")
@@ -187,7 +200,7 @@ def test_thresholds_follow_the_size_of_the_fleet_and_are_audited(database, camer
     assert (entry.detail["devices"], entry.detail["rate_per_device_year"]) == (4, 0.5)
     send(database, cameras, lambda camera: camera.hours(W0 + 6, 1), now=moment_of(W0 + 12))
     settle(database, now=moment_of(W0 + 12), rules=rules)
-    assert {row.state.threshold for row in drift_service.device_overview(database, T0)} == {730.0}
+    assert {row.state.threshold for row in drift_reading.device_overview(database, T0)} == {730.0}
 
 
 @on_sqlite
@@ -198,7 +211,7 @@ def test_devices_are_told_the_rate_that_the_operator_asks_for_and_what_somebody_
 
     def review(rules: DriftRules) -> bool:
         with database.transaction() as tx:
-            return drift_tick.review_budget(tx, T0, rules=rules, now=START)
+            return drift_budget.review_budget(tx, T0, rules=rules, now=START)
 
     with database.transaction() as tx:
         twins.change_drift(tx, T0, DeviceId("cam-4"), lambda patch: patch.model_copy(update={"false_alarms_per_year": 5.0}), now=START)
@@ -228,7 +241,7 @@ def test_a_device_that_is_watched_since_the_last_decision_is_told_the_rate(datab
     send(database, cameras[:3], lambda camera: camera.hours(W0, 1), now=moment_of(W0 + 6))
     settle(database, now=moment_of(W0 + 6), rules=few)
     with database.transaction() as tx:
-        drift_tick.review_budget(tx, T0, rules=few, now=START)
+        drift_budget.review_budget(tx, T0, rules=few, now=START)
     send(database, cameras[3:], lambda camera: camera.hours(W0, 1), now=moment_of(W0 + 6))
     settle(database, now=moment_of(W0 + 6), rules=few)
     with database.reading() as tx:
@@ -238,12 +251,12 @@ def test_a_device_that_is_watched_since_the_last_decision_is_told_the_rate(datab
 @on_sqlite
 def test_windows_labels_and_hours_past_their_time_are_deleted_and_sums_of_days_stay(database, cameras):
     with_history(database, cameras)
-    drift_service.add_labels(database, tenant=T0, labels=labels(3, 0), by=ANNA, now=START)
+    drift_labels.add_labels(database, tenant=T0, labels=labels(3, 0), by=ANNA, now=START)
     group = group_of(database)
 
     def kept() -> tuple[int, int, int, int, int]:
         with database.reading() as tx:
-            hours = len(drift_store.list_group_hours(tx, T0, group.group_key, start=0, end=1 << 40))
+            hours = len(drift_group_store.list_group_hours(tx, T0, group.group_key, start=0, end=1 << 40))
             key = drift_store.list_series(tx, T0)[0].series_key
             of_hours, of_days = (
                 drift_store.list_sums(tx, T0, [one], level, start=0, end=1 << 40)
@@ -272,8 +285,8 @@ def test_the_devices_that_drift_come_first_and_are_listed(database, cameras):
     )
     settle(database, now=moment_of(W0 + 432))
     with database.transaction() as tx:
-        drift_tick.review_order(tx, T0, rules=DriftRules())
-    rows = drift_service.device_overview(database, T0)
+        drift_budget.review_order(tx, T0, rules=DriftRules())
+    rows = drift_reading.device_overview(database, T0)
     assert (rows[0].state.device, [row.state.is_listed for row in rows]) == ("cam-3", [True, False, False, False])
     assert rows[0].alarm_state is AlarmState.RAISED
 
@@ -283,16 +296,16 @@ def test_what_is_drawn_is_the_sum_of_any_choice_of_devices(database, cameras):
     send(database, cameras, lambda camera: camera.hours(W0, 3), now=moment_of(W0 + 18))
     settle(database, now=moment_of(W0 + 18))
     span = {"since": START, "until": moment_of(W0 + 18)}
-    alone = drift_service.distributions(database, T0, DeviceId("cam-1"), "front", feature="image.brightness", **span)
-    every = drift_service.fleet_distributions(database, T0, matching=DeviceFilter(), feature="image.brightness", **span)
+    alone = drift_reading.distributions(database, T0, DeviceId("cam-1"), "front", feature="image.brightness", **span)
+    every = drift_reading.fleet_distributions(database, T0, matching=DeviceFilter(), feature="image.brightness", **span)
     assert (alone[0].rows, every[0].rows, alone[0].reference_of) == (720, 2880, "model")
     assert sum(every[0].now) == pytest.approx(1.0)
     assert len(every[0].edges) == len(every[0].now) + 1
     with pytest.raises(NotFoundError, match="no feature"):
-        drift_service.distributions(database, T0, DeviceId("cam-1"), "front", feature="x", **span)
+        drift_reading.distributions(database, T0, DeviceId("cam-1"), "front", feature="x", **span)
     with pytest.raises(NotFoundError, match="sent no sketches"):
-        drift_service.distributions(database, T0, DeviceId("cam-1"), "back", **span)
-    points = drift_service.timeline(database, T0, DeviceId("cam-1"), "front", **span)
+        drift_reading.distributions(database, T0, DeviceId("cam-1"), "back", **span)
+    points = drift_reading.timeline(database, T0, DeviceId("cam-1"), "front", **span)
     assert [point.at for point in points] == [moment_of(W0 + index) for index in range(18)]
     assert all(0 < point.p <= 1 for point in points)
 
@@ -309,17 +322,17 @@ def test_labels_on_unchanged_pictures_raise_an_alarm_that_says_the_meaning_moved
     send(database, cameras[:1], lambda camera: camera.hours(W0, 24), now=moment_of(W0 + 144))
     settle(database, now=moment_of(W0 + 144))
     act = {"tenant": T0, "by": ANNA, "now": moment_of(W0 + 144)}
-    assert drift_service.add_labels(database, labels=labels(90, 10, slice_="day"), **act) == 100
+    assert drift_labels.add_labels(database, labels=labels(90, 10, slice_="day"), **act) == 100
     assert drift_service.list_alarms(database, T0) == []
-    assert drift_service.add_labels(database, labels=labels(40, 60, slice_="night"), **act) == 100
+    assert drift_labels.add_labels(database, labels=labels(40, 60, slice_="night"), **act) == 100
     (alarm,) = drift_service.list_alarms(database, T0)
     assert (alarm.cause, alarm.features) == (Cause.CONCEPT, ())
     assert "40 of 100 right in night" in alarm.words
-    assert drift_service.add_labels(database, labels=labels(40, 60, slice_="night"), **act) == 0
+    assert drift_labels.add_labels(database, labels=labels(40, 60, slice_="night"), **act) == 0
     assert len(drift_service.list_alarms(database, T0)) == 1
-    measured = drift_service.measured_accuracy(database, T0, DeviceId("cam-1"), "front", now=act["now"])
+    measured = drift_reading.measured_accuracy(database, T0, DeviceId("cam-1"), "front", now=act["now"])
     assert [(one.slice, one.right, one.labels) for one in measured] == [("", 130, 200), ("day", 90, 100), ("night", 40, 100)]
-    estimated = drift_service.accuracy_range(database, T0, DeviceId("cam-1"), "front", since=START, until=act["now"])
+    estimated = drift_reading.accuracy_range(database, T0, DeviceId("cam-1"), "front", since=START, until=act["now"])
     assert estimated.trust is Trust.NOT_TRUSTED
 
 
@@ -328,13 +341,13 @@ def test_a_bigger_model_that_disagrees_counts_and_uncertain_frames_measure_nothi
     send(database, cameras[:1], lambda camera: camera.hours(W0, 24), now=moment_of(W0 + 144))
     settle(database, now=moment_of(W0 + 144))
     act = {"tenant": T0, "by": ANNA, "now": moment_of(W0 + 144)}
-    drift_service.add_labels(database, labels=labels(0, 200, origin="uncertain"), **act)
+    drift_labels.add_labels(database, labels=labels(0, 200, origin="uncertain"), **act)
     assert drift_service.list_alarms(database, T0) == []
-    drift_service.add_labels(database, labels=labels(50, 150, origin="bigger-model"), **act)
+    drift_labels.add_labels(database, labels=labels(50, 150, origin="bigger-model"), **act)
     (alarm,) = drift_service.list_alarms(database, T0)
     assert "by a bigger model" in alarm.words
     with pytest.raises(InvalidError, match="origin"):
-        drift_service.add_labels(database, labels=labels(1, 0, origin="guess"), **act)
+        drift_labels.add_labels(database, labels=labels(1, 0, origin="guess"), **act)
 
 
 @on_sqlite
@@ -342,7 +355,7 @@ def test_an_estimate_is_matched_by_a_shift_that_was_validated_at_release(databas
     send(database, cameras[:1], lambda camera: camera.hours(W0, 24, shift=(-1.5, 0.0, 0.0, 0.0)), now=moment_of(W0 + 144))
     settle(database, now=moment_of(W0 + 144))
     span = {"since": START, "until": moment_of(W0 + 144)}
-    estimated = drift_service.accuracy_range(database, T0, DeviceId("cam-1"), "front", **span)
+    estimated = drift_reading.accuracy_range(database, T0, DeviceId("cam-1"), "front", **span)
     assert estimated.trust is not Trust.TRUSTED
     assert drift_service.list_alarms(database, T0)[0].moves_input
 
@@ -353,13 +366,13 @@ def test_a_release_without_a_profile_leaves_its_windows_waiting_until_it_brings_
     camera = WatchedDevice()
     send(database, [camera], lambda camera: camera.hours(W0, 2), now=moment_of(W0 + 12))
     settle(database, now=moment_of(W0 + 12))
-    assert drift_service.device_overview(database, T0) == []
+    assert drift_reading.device_overview(database, T0) == []
     with database.transaction() as tx:
-        assert drift_tick.add_profile(
+        assert drift_learning.add_profile(
             tx, T0, encode_profile(profile()), model=MODEL.hex(), line="animals", version="1.0", now=moment_of(W0 + 12)
         )
     settle(database, now=moment_of(W0 + 13))
-    (row,) = drift_service.device_overview(database, T0)
+    (row,) = drift_reading.device_overview(database, T0)
     assert (row.state.grade, row.state.judged_until) == (Grade.COLLECTING, moment_of(W0 + 12))
 
 
@@ -380,17 +393,17 @@ def test_a_reference_from_a_recording_is_used_and_sent_to_the_device(database):
     camera = WatchedDevice()
     send(database, [camera], lambda camera: camera.hours(W0, 2), now=moment_of(W0 + 12))
     act = {"tenant": T0, "device": DeviceId("cam-1"), "pipeline": "front", "by": ANNA, "now": moment_of(W0 + 12), "source": "recording"}
-    stored = drift_service.add_reference(database, body=camera.reference.encoded, reason="moved house", **act)
+    stored = drift_references.add_reference(database, body=camera.reference.encoded, reason="moved house", **act)
     settle(database, now=moment_of(W0 + 12))
-    (row,) = drift_service.device_overview(database, T0)
+    (row,) = drift_reading.device_overview(database, T0)
     assert row.state.reference_id == stored.reference_id
     with database.reading() as tx:
         assert "front" in device_store.get_twin(tx, T0, DeviceId("cam-1")).config.drift.references
     with pytest.raises(InvalidError):
-        drift_service.add_reference(database, body=b"nonsense", **act)
+        drift_references.add_reference(database, body=b"nonsense", **act)
     other = replace(camera.reference, grid_id=bytes(16))
     with pytest.raises(InvalidError, match="No release brought"):
-        drift_service.add_reference(database, body=other.encoded, **act)
+        drift_references.add_reference(database, body=other.encoded, **act)
 
 
 @on_sqlite
@@ -398,9 +411,9 @@ def test_what_cannot_be_judged_is_a_condition_of_its_device_and_the_others_go_on
     send(database, cameras[:2], lambda camera: camera.hours(W0, 2), now=moment_of(W0 + 12))
     with database.transaction() as tx:
         series = next(one for one in drift_store.list_series(tx, T0) if one.device == "cam-1")
-        drift_store.put_windows(tx, T0, [(series.series_key, drift_store.WindowRow(W0, 6, 9, b"nonsense"))], now=START)
+        drift_store.put_windows(tx, T0, [(series.series_key, WindowRow(W0, 6, 9, b"nonsense"))], now=START)
     settle(database, now=moment_of(W0 + 12))
-    rows = {row.state.device: row.state for row in drift_service.device_overview(database, T0)}
+    rows = {row.state.device: row.state for row in drift_reading.device_overview(database, T0)}
     assert rows["cam-1"].conditions == {"detector_failed": 600}
     assert (rows["cam-2"].judged_until, rows["cam-2"].conditions) == (moment_of(W0 + 12), {})
 
@@ -426,7 +439,7 @@ def test_hours_of_a_group_that_could_not_be_judged_are_judged_with_the_next_ones
     group = group_of(database)
     assert (group.dirty_from, group.judged_until) == (None, W0 + 30)
     with database.reading() as tx:
-        assert [hour.w0 for hour in drift_store.list_group_hours(tx, T0, group.group_key, start=W0, end=W0 + 30)] == list(
+        assert [hour.w0 for hour in drift_group_store.list_group_hours(tx, T0, group.group_key, start=W0, end=W0 + 30)] == list(
             range(W0, W0 + 30, 6)
         )
 
@@ -441,11 +454,11 @@ def test_an_alarm_of_a_group_is_over_when_its_devices_run_another_model_version(
     others = [replace(camera, model=bytes(16)) for camera in cameras]
     send(database, others[:3], lambda camera: [camera.hour(W0 + 294)], now=now)
     with database.transaction() as tx:
-        drift_tick.end_groups(tx, T0, now=now)
+        drift_judging.end_groups(tx, T0, now=now)
     assert [one.state for one in drift_service.list_alarms(database, T0) if one.subject.kind is SubjectKind.GROUP] == [AlarmState.RAISED]
     send(database, others[3:], lambda camera: [camera.hour(W0 + 294)], now=now)
     with database.transaction() as tx:
-        drift_tick.end_groups(tx, T0, now=now)
+        drift_judging.end_groups(tx, T0, now=now)
     (alarm,) = [one for one in drift_service.list_alarms(database, T0) if one.subject.kind is SubjectKind.GROUP]
     assert (alarm.state, alarm.outcome) == (AlarmState.CLEARED, AlarmEvent.RELEASED)
 
@@ -455,7 +468,7 @@ def test_an_alarm_of_labels_hides_none_of_windows(database, cameras):
     send(database, cameras[:1], lambda camera: camera.hours(W0, 24), now=moment_of(W0 + 144))
     settle(database, now=moment_of(W0 + 144))
     act = {"tenant": T0, "by": ANNA, "now": moment_of(W0 + 144)}
-    drift_service.add_labels(database, labels=labels(40, 160), **act)
+    drift_labels.add_labels(database, labels=labels(40, 160), **act)
     send(database, cameras[:1], lambda camera: camera.hours(W0 + 144, 3, shift=(-3.0, 0.0, 0.0, 0.0)), now=moment_of(W0 + 162))
     settle(database, now=moment_of(W0 + 162))
     assert {one.cause for one in drift_service.list_alarms(database, T0)} == {Cause.CONCEPT, Cause.INPUT}
@@ -482,8 +495,8 @@ def test_profiles_come_with_published_releases_and_one_that_is_unreadable_is_lef
         drift_tick.keep_house(database, blobs, rules=DriftRules(), now=moment_of(W0 + 12))
     settle(database, now=moment_of(W0 + 12))
     with database.reading() as tx:
-        assert drift_store.list_profiled_models(tx, T0) == {MODEL.hex()}
-    (row,) = drift_service.device_overview(database, T0)
+        assert reference_store.list_profiled_models(tx, T0) == {MODEL.hex()}
+    (row,) = drift_reading.device_overview(database, T0)
     assert (row.state.device, row.state.judged_until) == ("cam-1", moment_of(W0 + 12))
 
 
@@ -510,9 +523,9 @@ def test_a_model_file_that_is_released_again_with_another_profile_brings_its_gri
         )
         with database.transaction() as tx:
             registry_store.add_release(tx, release)
-        assert drift_tick.learn_profiles(database, blobs, T0, now=START) == 1
-        assert drift_tick.learn_profiles(database, blobs, T0, now=START) == 0
+        assert drift_learning.learn_profiles(database, blobs, T0, now=START) == 1
+        assert drift_learning.learn_profiles(database, blobs, T0, now=START) == 0
     grids = {first.grid.grid_id.hex(), second.grid.grid_id.hex()}
     with database.reading() as tx:
         assert len(grids) == 2
-        assert drift_store.list_known_grids(tx, T0, grids) == grids
+        assert reference_store.list_known_grids(tx, T0, grids) == grids

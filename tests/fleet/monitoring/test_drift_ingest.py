@@ -13,7 +13,8 @@ from simulators.sketches import MODEL, W0, SketchDevice, add_profile, counts, pr
 
 from fleet.bus import Incoming
 from fleet.db import Database
-from fleet.monitoring import drift_ingest, drift_store, drift_tick, store
+from fleet.monitoring import drift_ingest, drift_learning, drift_store, quarantine_store, store
+from fleet.monitoring.drift_tables import Quarantined
 from fleet.monitoring.ingest import IngestRules, ingest_batch
 from protocol.clock import from_unix_ms
 from protocol.ids import DEFAULT_TENANT
@@ -143,12 +144,12 @@ def test_what_waited_for_72_hours_becomes_a_dead_letter(database):
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_what_waits_for_a_grid_that_is_known_by_now_is_let_out_in_portions(database, monkeypatch):
     monkeypatch.setattr(drift_ingest, "RELEASED", 2)
-    monkeypatch.setattr(drift_tick, "RELEASED", 2)
+    monkeypatch.setattr(drift_learning, "RELEASED", 2)
     camera = SketchDevice()
     put(database, *(camera.message(camera.hour(W0 + 6 * hour)) for hour in range(5)))
-    assert drift_tick.let_out(database, T0, now=NOW) == 0
+    assert drift_learning.let_out(database, T0, now=NOW) == 0
     add_profile(database)
-    assert drift_tick.let_out(database, T0, now=NOW) == 5
+    assert drift_learning.let_out(database, T0, now=NOW) == 5
     assert found(database) == {"windows": 5, "quarantined": 0, "conflicts": 0, "overlaps": 0}
 
 
@@ -195,10 +196,10 @@ def test_windows_that_wait_longer_hold_up_none_whose_time_is_over(database):
     with database.transaction() as tx:
         for window, since, days in ((waits, NOW - timedelta(days=5), 14), (over, NOW - timedelta(days=4), 3)):
             sketch = drift_ingest.read_sketch(parse_topic(camera.message(window).topic), camera.device, encode(window))
-            aside = drift_store.Quarantined(sketch.series, sketch.window, "overlap", since, since + timedelta(days=days))
-            assert drift_store.quarantine(tx, T0, aside)
-        assert [one.window.w0 for _, one in drift_store.take_expired(tx, now=NOW, limit=1)] == [W0 + 6]
-        assert drift_store.take_expired(tx, now=NOW, limit=1) == []
+            aside = Quarantined(sketch.series, sketch.window, "overlap", since, since + timedelta(days=days))
+            assert quarantine_store.quarantine(tx, T0, aside)
+        assert [one.window.w0 for _, one in quarantine_store.take_expired(tx, now=NOW, limit=1)] == [W0 + 6]
+        assert quarantine_store.take_expired(tx, now=NOW, limit=1) == []
 
 
 def document(window) -> dict:

@@ -30,7 +30,7 @@ from fleet.monitoring.drift_model import (
     Trust,
     next_alarm_state,
 )
-from fleet.monitoring.drift_store import WindowRow
+from fleet.monitoring.drift_tables import WindowRow
 from protocol.errors import ConflictError, InvalidError
 from protocol.ids import DEFAULT_TENANT, DeviceId
 from protocol.sketches.codec import encode

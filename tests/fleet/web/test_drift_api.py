@@ -9,7 +9,7 @@ from simulators.clock import FakeClock
 from simulators.darker_camera import add_drift
 
 import fleet.cli
-from fleet.web.admin import drift
+from fleet.web.admin import alarms, drift
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,9 @@ def test_a_viewer_changes_nothing(site):
     assert vera.post("/labels", json={"labels": [{"device": "cam-1", "pipeline": "front", "right": True}]}).status_code == 403
 
 
-@pytest.mark.parametrize(("method", "path"), sorted((method, route.path) for route in drift.router.routes for method in route.methods))
+@pytest.mark.parametrize(
+    ("method", "path"), sorted((method, route.path) for part in (alarms, drift) for route in part.router.routes for method in route.methods)
+)
 def test_without_login_nothing_answers(site, method, path):
     answer = site.http.request(method, f"/api/v1{path}", json={} if method == "POST" else None)
     assert (answer.status_code, answer.json()["type"]) == (401, "urn:mooring:problem:unauthenticated")
