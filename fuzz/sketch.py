@@ -4,6 +4,7 @@ The first byte of an input says which, see `DOORS`.
 """
 
 import atheris
+import numpy as np
 
 from fuzz.running import ROOT, start
 
@@ -43,10 +44,14 @@ def a_reference(data: bytes) -> None:
     """What is accepted has these bytes alone and judges."""
     found = reference.decode_reference(data, GRID)
     assert reference.decode_reference(found.encoded, GRID).reference_id == found.reference_id
-    scores = found.scores(summary(counts.empty(GRID), GRID)[None])
-    p = found.p_values(scores)
-    assert len(p) == 1
-    assert not p[0] > 1
+    rows = np.stack([summary(counts.empty(GRID), GRID), np.full(9, 0.5)])
+    p = found.p_values(found.scores(rows))
+    assert len(p) == 2
+    assert not (p > 1).any()
+    values = found.judged(np.repeat(rows, 20, axis=0))
+    assert np.isnan(values[:20]).all()
+    assert np.isfinite(values[20:]).all()
+    assert len(found.contributions(rows, found.leading(rows))) == len(found.coordinates)
 
 
 def a_state(data: bytes) -> None:

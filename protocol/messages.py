@@ -266,7 +266,7 @@ class ReferenceLearned(Wire):
     reference: ShortText
     grade: ShortText
     #: Base64 of what protocol.sketches.reference encodes.
-    body: Annotated[str, StringConstraints(max_length=100_000)]
+    body: Annotated[str, StringConstraints(max_length=244_000)]
 
 
 class UpdateStep(Wire):

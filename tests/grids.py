@@ -4,6 +4,7 @@ import numpy as np
 
 from protocol.sketches.counts import Counts, Sketcher
 from protocol.sketches.grid import OTHER, FeatureGrid, FeatureGroup, Grid, fit_feature
+from protocol.sketches.looks import Look, LookReference, Modes
 from protocol.sketches.profile import AccuracyReference, FamilyReference, ModelProfile
 from protocol.sketches.reference import DeviceReference, Grade
 from protocol.sketches.scatter import Scatter
@@ -56,16 +57,26 @@ def plain_profile() -> ModelProfile:
 
 
 def plain_reference() -> DeviceReference:
-    """What a device might have learned of five of the nine coordinates."""
-    factor = np.tril(np.full((5, 5), 0.125)) + np.eye(5)
+    """What a device might have learned of five of the nine coordinates: two modes of ten minutes, and one class over an hour."""
+    factor, unit = np.tril(np.full((5, 5), 0.125)) + np.eye(5), np.array([1.0, 0.5, 0.001953125, 2.0, 1.0])
+    clouds = (
+        Scatter(np.array([0.0, 0.5, -0.25, 0.0, 0.125]), unit, factor, 0.25),
+        Scatter(np.array([1.0, 0.5, -0.25, 0.0, 0.25]), unit, 2 * factor, 0.5),
+    )
+    tail = Tail(np.arange(200, dtype=np.float32) / 4, q=47.5, xi=0.25, sigma=1.5)
+    weights = np.array([0.75, 0.25])
+    share = Modes((Scatter(np.array([0.125]), np.array([0.25]), np.array([[1.0]]), 0.0),), np.ones(1))
     return DeviceReference(
         grid_id=plain_grid().grid_id,
         model=MODEL,
         grade=Grade.PROVISIONAL,
         subwindows=144,
         coordinates=np.array([0, 2, 3, 5, 8]),
-        scatter=Scatter(np.array([0.0, 0.5, -0.25, np.nan, 0.125]), np.array([1.0, 0.5, 0.001953125, 2.0, 1.0]), factor, 0.25),
-        tail=Tail(np.arange(200, dtype=np.float32) / 4, q=47.5, xi=0.25, sigma=1.5),
+        usual=np.array([0.5, 0.5, -0.25, np.nan, 0.125]),
+        looks=(
+            LookReference(Look("all-10min", 1, is_classes=False, modes=2, share=0.5), np.arange(5), Modes(clouds, weights), tail),
+            LookReference(Look("classes-1h", 6, is_classes=True, modes=1, share=0.25), np.array([4]), share, tail),
+        ),
         first_w0=2_916_720,
         last_w0=2_918_735,
         windows=2016,

@@ -59,6 +59,7 @@ DECIDERS = (
     "protocol/sketches/evidence.py",
     "protocol/sketches/grid.py",
     "protocol/sketches/leb128.py",
+    "protocol/sketches/looks.py",
     "protocol/sketches/profile.py",
     "protocol/sketches/reference.py",
     "protocol/sketches/scatter.py",
@@ -72,6 +73,7 @@ DECIDERS = (
     "fleet/monitoring/drift_model.py",
     "fleet/monitoring/health.py",
     "fleet/monitoring/rules.py",
+    "fleet/monitoring/stretches.py",
 )
 ACTING = {"socket", "sqlite3", "subprocess", "threading", "time", "logging", "os", "httpx", "sqlalchemy", "paho", "pathlib"}
 

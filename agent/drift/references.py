@@ -26,8 +26,9 @@ from protocol.sketches.summary import summary
 
 log = logging.getLogger("mooring.drift")
 
-#: Sub-windows are kept so long once references are calibrated, and while days that are not complete delay that.
-KEEP, KEEP_LEARNING = 28 * SUBWINDOWS_PER_DAY, 42 * SUBWINDOWS_PER_DAY
+#: Sub-windows are kept so long once references are calibrated: 28 whole days and the present one, for a release to be judged by at once;
+#: and while days that are not complete delay that.
+KEEP, KEEP_LEARNING = 29 * SUBWINDOWS_PER_DAY, 42 * SUBWINDOWS_PER_DAY
 
 
 @dataclass(slots=True)
@@ -98,8 +99,8 @@ def carry_over(rows: DriftStore, fresh: Watched, before: CheckRow, old: Grid, w0
     model = bytes.fromhex(fresh.subject.model)
     try:
         state = check.from_json(before.state)
-        vectors, _, _ = summaries(rows, before.subject, old, since=max(state.since_w0, w0 - KEEP), until=w0)
-        reference = carried_over(decode_reference(before.reference, old), old, fresh.grid, vectors, model=model)
+        vectors, places, _ = summaries(rows, before.subject, old, since=max(state.since_w0, w0 - KEEP), until=w0)
+        reference = carried_over(decode_reference(before.reference, old), old, fresh.grid, vectors, places, model=model)
     except (MooringError, ValueError, TypeError, KeyError) as error:
         log.warning("drift.not-carried-over pipeline=%s text=%s", fresh.subject.pipeline, str(error)[:200])
         return

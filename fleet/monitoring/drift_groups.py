@@ -26,6 +26,7 @@ from protocol.sketches.codec import decode
 from protocol.sketches.counts import Counts, empty, summed
 from protocol.sketches.evidence import Evidence, decode_evidence, default_plan, encode_evidence, onset_block
 from protocol.sketches.grid import Grid
+from protocol.sketches.looks import ONE_CLOUD
 from protocol.sketches.reference import CALIBRATED_DAYS, PROVISIONAL_DAYS, DeviceReference, decode_reference, fit_reference
 
 #: Hours that one look works off at most; the rest waits for the next one.
@@ -159,14 +160,15 @@ def _with_reference(tx: Connection, group: GroupRow, grid: Grid, *, until: int) 
     means = np.repeat(np.stack([_unpack(hour.mean) for hour in tested]), HOUR, axis=0)
     one_each = [_unpack(hour.residuals).reshape(-1, d)[index % min(MOST_RESIDUALS, hour.reporting)] for index, hour in enumerate(tested)]
     try:
-        fitted = fit_reference(means, places, grid=grid, model=model)
+        fitted = fit_reference(means, places, grid=grid, model=model, looks=ONE_CLOUD)
     except InvalidError:
         return group
     if fitted.grade.value == group.grade.value:
         return group
     peers: bytes | None
     try:
-        peers = fit_reference(np.repeat(np.stack(one_each), HOUR, axis=0), places, grid=grid, model=model).encoded
+        apart = np.repeat(np.stack(one_each), HOUR, axis=0)
+        peers = fit_reference(apart, places, grid=grid, model=model, looks=ONE_CLOUD).encoded
     except InvalidError:
         peers = group.peers
     return replace(group, reference=fitted.encoded, peers=peers, grade=Grade(fitted.grade.value), evidence_state=None)

@@ -1,4 +1,4 @@
-"""The reference profile of a device: where its clean windows lie, how surprising a distance from there is, how long blocks are (DRIFT 5.2).
+"""The reference profile of a device: where its clean windows lie in each look, and how surprising a distance from there is (ADR 0034).
 
 Fitted on the device, which alone has the sub-windows, sent up once. Never fitted on training data. Pure.
 """
@@ -16,25 +16,42 @@ from protocol.errors import InvalidError
 from protocol.sketches import cbor, leb128
 from protocol.sketches.grid import FeatureGroup, FloatArray, Grid
 from protocol.sketches.leb128 import IntArray
+from protocol.sketches.looks import (
+    LOOKS,
+    MAX_LOOKS,
+    MAX_MODES,
+    TAIL_SCORES,
+    Look,
+    LookReference,
+    Modes,
+    fit_looks,
+    judged,
+    judged_by,
+    leading,
+)
 from protocol.sketches.normal import DoubleArray, read_floats
-from protocol.sketches.scatter import DEVIATION_FLOOR, Scatter, fit_scatter
+from protocol.sketches.scatter import DEVIATION_FLOOR, Scatter
 from protocol.sketches.summary import summarizer
-from protocol.sketches.tail import Tail, fit_tail
+from protocol.sketches.tail import Tail
 
-FORMAT = 1
-MAX_REFERENCE_BYTES = 64 << 10
+FORMAT = 2
+#: In base64, with the event around it, it fits one MQTT packet (`protocol.topics.MAX_PACKET_BYTES`).
+MAX_REFERENCE_BYTES = 176 << 10
 SUBWINDOWS_PER_DAY = 144
+#: Rows that a day may have: ten minutes each, or an hour.
+PER_DAY = (144, 24)
 #: Testable sub-windows that make a day complete: 80 %.
 COMPLETE_DAY = 116
 #: Complete days for a first fit, and for the measured one.
 PROVISIONAL_DAYS, CALIBRATED_DAYS = 14, 28
-_FOLD_DAYS = 2
 #: Sub-windows per block: 6 hours, 1, 2 and 7 days.
 BLOCKS = (36, 144, 288, 1008)
 INDOOR_BLOCK, DEFAULT_BLOCK = 36, 144
 #: Fewer blocks than this tell nothing about their dependence.
 _MIN_BLOCKS = 4
 _ID_BYTES = 16
+#: Bytes of all that does not grow with coordinates, of a reference and of each look.
+_MOST_HEAD = 160
 
 
 class Grade(StrEnum):
@@ -59,27 +76,36 @@ class DeviceReference:
     #: First 16 bytes of the model version's digest.
     model: bytes
     grade: Grade
-    #: Sub-windows per block.
+    #: Sub-windows per block: what orders devices and judges groups (DRIFT 5.6).
     subwindows: int
     #: Which coordinates of the summary are judged: int64[k], ascending.
     coordinates: IntArray
-    scatter: Scatter
-    tail: Tail
+    #: Their means, float64[k], as float32 has them: they stand for what a window does not know. NaN: never known, it counts for nothing.
+    usual: DoubleArray
+    #: The first is at one row and all coordinates: its score travels.
+    looks: tuple[LookReference, ...]
     #: First and last sub-window it was learned from.
     first_w0: int
     last_w0: int
-    #: Sub-windows that mean and covariance were fitted on.
+    #: Rows it was fitted on.
     windows: int
     #: Learned from a recording, not by the device at work.
     is_recorded: bool = False
+    #: Rows per day: 144 of ten minutes, or 24.
+    per_day: int = SUBWINDOWS_PER_DAY
 
     def __post_init__(self) -> None:
-        coordinates = self.coordinates
+        coordinates, looks = self.coordinates, self.looks
         _require(len(self.grid_id) == _ID_BYTES and len(self.model) == _ID_BYTES, "Ids of another length", f"{_ID_BYTES} bytes each")
         _require(self.grade is not Grade.COLLECTING, "A reference that is still collecting", "no reference")
         _require(self.subwindows in BLOCKS, f"Blocks of {self.subwindows} sub-windows", f"one of {BLOCKS}")
-        is_so = len(coordinates) == len(self.scatter.mean) and bool((np.diff(coordinates) > 0).all()) and coordinates[0] >= 0
-        _require(is_so, f"{len(coordinates)} coordinates for {len(self.scatter.mean)} means", "as many, ascending")
+        is_so = self.usual.shape == coordinates.shape and bool((np.diff(coordinates) > 0).all()) and coordinates[0] >= 0
+        is_so = is_so and not bool(np.isinf(self.usual).any())
+        _require(is_so, f"{len(coordinates)} coordinates for {len(self.usual)} means", "as many, ascending")
+        is_so = 1 <= len(looks) <= MAX_LOOKS and looks[0].look.subwindows == 1 and len(looks[0].coordinates) == len(coordinates)
+        is_so = is_so and len({one.look.name for one in looks}) == len(looks) and sum(one.look.share for one in looks) <= 1 + 1e-9
+        _require(is_so, f"{len(looks)} looks", f"1 to {MAX_LOOKS} of different names in one budget, the first at all of one row")
+        _require(self.per_day in PER_DAY, f"{self.per_day} rows per day", f"one of {PER_DAY}")
         _require(
             0 <= self.first_w0 <= self.last_w0 < 1 << 32 and self.windows >= 2, "No windows it was learned from", "first <= last, 2 or more"
         )
@@ -94,26 +120,71 @@ class DeviceReference:
         """16 bytes: the beginning of the SHA-256 of its canonical bytes."""
         return hashlib.sha256(self.encoded).digest()[:_ID_BYTES]
 
+    @cached_property
+    def scatter(self) -> Scatter:
+        """All modes of the first look as one, NaN as the mean of what was never known: for whoever explains and compares."""
+        made = self.looks[0].modes.mixture()
+        return replace(made, mean=np.where(np.isnan(self.usual), np.nan, made.mean))
+
+    @property
+    def tail(self) -> Tail:
+        """Of the score that travels."""
+        return self.looks[0].tail
+
     @property
     def may_alarm(self) -> bool:
-        """False: only shown, because no covariance could be factorised."""
-        return not self.scatter.is_degenerate
+        """False: only shown, because some covariance could not be factorised."""
+        return not any(one.modes.is_degenerate for one in self.looks)
+
+    @property
+    def longest(self) -> int:
+        """Rows that the longest look needs."""
+        return max(one.look.subwindows for one in self.looks)
+
+    @property
+    def per_year(self) -> int:
+        """Rows of a year: what thresholds are counted by."""
+        return 365 * self.per_day
+
+    def filled(self, summaries: DoubleArray) -> DoubleArray:
+        """The judged coordinates of whole summaries float64[n, d], unknown ones as usual: float64[n, k]; NaN where a row knows nothing."""
+        part = summaries[:, self.coordinates]
+        is_unknown = np.isnan(part) | np.isnan(self.usual)
+        filled = np.where(is_unknown, np.nan_to_num(self.usual), part)
+        filled[np.isnan(part).all(axis=1)] = np.nan
+        return filled
 
     def scores(self, summaries: DoubleArray) -> FloatArray:
-        """T² of whole summaries float64[n, d]: float32[n], as they travel in key 14."""
+        """Of whole summaries float64[n, d], each alone: float32[n], as they travel in key 14; NaN where nothing is known."""
         with np.errstate(over="ignore"):
-            scores = self.scatter.scores(summaries[:, self.coordinates]).astype(np.float32)
+            scores = self.looks[0].scores(self.filled(summaries)).astype(np.float32)
         return np.minimum(scores, np.finfo(np.float32).max)
 
     def p_values(self, scores: FloatArray | DoubleArray) -> DoubleArray:
-        """float64[n] of scores [n]; NaN, not testable, stays NaN."""
+        """float64[n] of what `scores` gave [n]; NaN, not testable, stays NaN."""
         return self.tail.p_values(scores)
 
+    def judged(self, summaries: DoubleArray) -> DoubleArray:
+        """See `looks.judged`: float64[n] of consecutive rows of whole summaries float64[n, d], NaN rows where one is not testable."""
+        return judged(self.looks, self.filled(summaries))
 
-def complete_days(w0s: IntArray) -> IntArray:
-    """UTC days, ascending, with enough of these testable sub-windows: int64."""
+    def leading(self, summaries: DoubleArray) -> LookReference:
+        """The look that says most about the last of these rows. Raises: ValueError when none can say anything."""
+        return leading(self.looks, self.filled(summaries))
+
+    def contributions(self, summaries: DoubleArray, look: LookReference) -> DoubleArray:
+        """What T² of the look's last stretch is made of: float64[k], one for each of `coordinates`."""
+        return look.contributions(self.filled(summaries[-look.look.subwindows :]))
+
+
+def complete_days(w0s: IntArray, *, per_day: int = SUBWINDOWS_PER_DAY) -> IntArray:
+    """UTC days, ascending, with enough of these testable rows, each by the sub-window it begins with: int64."""
     days, counts = np.unique(np.unique(w0s) // SUBWINDOWS_PER_DAY, return_counts=True)
-    return np.asarray(days[counts >= COMPLETE_DAY], dtype=np.int64)
+    return np.asarray(days[counts >= _complete(per_day)], dtype=np.int64)
+
+
+def _complete(per_day: int) -> int:
+    return -(-COMPLETE_DAY * per_day // SUBWINDOWS_PER_DAY)
 
 
 def grade_of(days: int) -> Grade:
@@ -132,55 +203,62 @@ def fit_reference(
     is_indoor: bool = False,
     is_recorded: bool = False,
     floor: float = DEVIATION_FLOOR,
+    looks: Sequence[Look] = LOOKS,
+    per_day: int = SUBWINDOWS_PER_DAY,
+    coordinates: IntArray | None = None,
 ) -> DeviceReference:
-    """The reference that these testable, clean sub-windows allow: summaries float64[n, d], their places int64[n].
+    """The reference that these testable, clean rows allow: summaries float64[n, k], the sub-windows they begin with int64[n].
 
-    14 complete days: mean and covariance of all, the tail by cross-fit in folds of two days. 28: covariance of the first half, tail of the
-    second. A recording is provisional whatever its length. Later days are not looked at.
+    `coordinates`: which of the grid's summary the columns are, int64[k]; None: all. The first 28 complete days count, or what is there from
+    14 on; later days are not looked at. A recording is provisional whatever its length.
     Raises: InvalidError (too-few) below 14 complete days, or when nothing varies.
     """
-    days = complete_days(w0s)
+    days = complete_days(w0s, per_day=per_day)
     grade = grade_of(len(days))
     if grade is Grade.COLLECTING:
         raise InvalidError(
-            f"{len(days)} complete days of clean windows; wanted {PROVISIONAL_DAYS} with {COMPLETE_DAY} of {SUBWINDOWS_PER_DAY} each.",
+            f"{len(days)} complete days of clean windows; wanted {PROVISIONAL_DAYS} with {_complete(per_day)} of {per_day} each.",
             code="too-few",
         )
-    day_of = w0s // SUBWINDOWS_PER_DAY
-    first = days[:PROVISIONAL_DAYS]
-    in_first = np.isin(day_of, first)
-    scatter = fit_scatter(summaries[in_first], floor=floor, is_floor_variance=True)
-    if grade is Grade.CALIBRATED:
-        in_tail = np.isin(day_of, days[PROVISIONAL_DAYS:CALIBRATED_DAYS])
-        scores = scatter.scores(summaries[in_tail])
-    else:
-        in_tail = in_first
-        scores = cross_scores(summaries[in_first], day_of[in_first], floor=floor)
-    used = w0s[in_first | in_tail]
+    places = np.arange(summaries.shape[1]) if coordinates is None else coordinates
+    used = np.isin(w0s // SUBWINDOWS_PER_DAY, days[:CALIBRATED_DAYS])
+    rows, usual = _known(summaries[used])
+    consecutive, at = _consecutive(rows, w0s[used], per_day)
+    wanted = affordable(looks, places, grid)
+    fitted = fit_looks(consecutive, grid, looks=wanted, coordinates=places, per_day=per_day, floor=floor)
     return DeviceReference(
         grid_id=grid.grid_id,
         model=model,
         grade=Grade.PROVISIONAL if is_recorded else grade,
-        subwindows=choose_block(scores, w0s[in_tail], is_indoor=is_indoor),
-        coordinates=np.arange(summaries.shape[1]),
-        scatter=scatter,
-        tail=fit_tail(scores),
-        first_w0=int(used.min()),
-        last_w0=int(used.max()),
-        windows=int(in_first.sum()),
+        subwindows=choose_block(fitted[0].scores(consecutive)[at], w0s[used], is_indoor=is_indoor),
+        coordinates=places,
+        usual=usual,
+        looks=fitted,
+        first_w0=int(w0s[used].min()),
+        last_w0=int(w0s[used].max()) + SUBWINDOWS_PER_DAY // per_day - 1,
+        windows=int(used.sum()),
         is_recorded=is_recorded,
+        per_day=per_day,
     )
 
 
-def cross_scores(summaries: DoubleArray, days: IntArray, *, floor: float = DEVIATION_FLOOR) -> DoubleArray:
-    """T² of each vector by a scatter fitted on the other folds of two days each: float64[n]."""
-    order = np.unique(days)
-    fold_of = np.searchsorted(order, days) // _FOLD_DAYS
-    scores = np.empty(len(days))
-    for fold in np.unique(fold_of):
-        is_out = fold_of == fold
-        scores[is_out] = fit_scatter(summaries[~is_out], floor=floor, is_floor_variance=True).scores(summaries[is_out])
-    return scores
+def _known(summaries: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
+    """The rows with the mean in place of what is not known, and the means as float32; a coordinate that is never known is 0 and NaN."""
+    is_known = ~np.isnan(summaries)
+    numbers = is_known.sum(axis=0)
+    means = np.where(is_known, summaries, 0.0).sum(axis=0) / np.maximum(numbers, 1)
+    usual = np.where(numbers > 0, means.astype(np.float32).astype(np.float64), np.nan)
+    return np.where(is_known, summaries, np.nan_to_num(usual)), usual
+
+
+def _consecutive(summaries: DoubleArray, w0s: IntArray, per_day: int) -> tuple[DoubleArray, IntArray]:
+    """The rows in the order of time, float64[days x per_day, k], and where each went. Days that are missing are one day of NaN."""
+    days, place = np.unique(w0s // SUBWINDOWS_PER_DAY, return_inverse=True)
+    begins = np.cumsum(np.concatenate([[0], np.where(np.diff(days) > 1, 2, 1)]))
+    at = begins[place] * per_day + w0s % SUBWINDOWS_PER_DAY * per_day // SUBWINDOWS_PER_DAY
+    found = np.full(((int(begins[-1]) + 1) * per_day, summaries.shape[1]), np.nan)
+    found[at] = summaries
+    return found, at
 
 
 def choose_block(scores: DoubleArray, w0s: IntArray, *, is_indoor: bool = False) -> int:
@@ -215,30 +293,45 @@ def shared_coordinates(old: Grid, new: Grid) -> tuple[IntArray, IntArray]:
 
 
 def carried_over(
-    reference: DeviceReference, old: Grid, new: Grid, summaries: DoubleArray, *, model: bytes, clean: Sequence[bool] | None = None
+    reference: DeviceReference, old: Grid, new: Grid, summaries: DoubleArray, w0s: IntArray, *, model: bytes, is_indoor: bool = False
 ) -> DeviceReference | None:
-    """The reference of a new release by the input features it shares; summaries float64[n, d] are stored ones on the OLD grid.
+    """The reference of a new release by the input features it shares, from clean stored rows on the OLD grid: float64[n, d], int64[n].
 
-    Its tail is fitted again on those of them (`clean`) that raised no alarm. None when no coordinate is shared.
+    All looks but those at classes are fitted anew on what both releases judge alike. None when no coordinate is shared.
     Raises: InvalidError (too-few).
     """
     olds, news = shared_coordinates(old, new)
-    places = {int(coordinate): place for place, coordinate in enumerate(reference.coordinates)}
-    kept = [(places[int(one)], int(one), int(other)) for one, other in zip(olds, news, strict=True) if int(one) in places]
+    kept = sorted((int(after), int(before)) for before, after in zip(olds, news, strict=True) if before in reference.coordinates)
     if not kept:
         return None
-    # coordinates ascend in the new grid; those of the covariance come along
-    kept.sort(key=lambda row: row[2])
-    inside, before, after = (np.array(column, dtype=np.int64) for column in zip(*kept, strict=True))
-    scatter = reference.scatter.part(inside)
-    used = summaries if clean is None else summaries[np.asarray(clean, dtype=bool)]
-    tail = fit_tail(scatter.scores(used[:, before]))
-    return replace(reference, grid_id=new.grid_id, model=model, coordinates=after, scatter=scatter, tail=tail)
+    after, before = (np.array(column, dtype=np.int64) for column in zip(*kept, strict=True))
+    looks = tuple(one for one in LOOKS if not one.is_classes)
+    return fit_reference(summaries[:, before], w0s, grid=new, model=model, is_indoor=is_indoor, looks=looks, coordinates=after)
+
+
+def affordable(looks: Sequence[Look], coordinates: IntArray, grid: Grid) -> tuple[Look, ...]:
+    """The looks with so many modes that the reference stays within its bytes: the longest of them give some up first."""
+    wanted = list(looks)
+    while _bytes_of(wanted, coordinates, grid) > MAX_REFERENCE_BYTES:
+        able = [place for place, look in enumerate(wanted) if look.modes > 1]
+        if not able:
+            break
+        place = max(able, key=lambda place: (not wanted[place].is_classes, wanted[place].subwindows))
+        wanted[place] = replace(wanted[place], modes=wanted[place].modes - 1)
+    return tuple(wanted)
+
+
+def _bytes_of(looks: Sequence[Look], coordinates: IntArray, grid: Grid) -> int:
+    """Bytes that a reference of these looks has at most."""
+    total = _MOST_HEAD + 6 * len(coordinates)
+    for look in looks:
+        d = len(judged_by(look, coordinates, grid))
+        total += look.modes * (4 * (d * (d + 1) // 2 + d) + 17) + 4 * d + 4 * TAIL_SCORES + _MOST_HEAD
+    return total
 
 
 def encode_reference(reference: DeviceReference) -> bytes:
     """Canonical bytes; `decode_reference(encode_reference(x))` is bit for bit the same. Raises: InvalidError (too-large)."""
-    scatter, tail = reference.scatter, reference.tail
     data = cbor.encode(
         {
             0: FORMAT,
@@ -247,19 +340,33 @@ def encode_reference(reference: DeviceReference) -> bytes:
             3: _GRADES.index(reference.grade),
             4: reference.subwindows,
             5: leb128.encode(reference.coordinates),
-            6: _pack(scatter.mean),
-            7: _pack(scatter.deviation),
-            8: _pack(scatter.factor[np.tril_indices(len(scatter.mean))]),
-            9: _pack(np.array([scatter.shrinkage, tail.q, tail.xi, tail.sigma])),
-            10: tail.scores.astype("<f4").tobytes(),
-            11: [reference.first_w0, reference.last_w0, reference.windows],
-            12: scatter.is_degenerate,
-            13: reference.is_recorded,
+            6: _pack(reference.usual, "<f4"),
+            7: [_look_document(one) for one in reference.looks],
+            8: [reference.first_w0, reference.last_w0, reference.windows],
+            9: reference.per_day,
+            10: reference.is_recorded,
         }
     )
     if len(data) > MAX_REFERENCE_BYTES:
         raise InvalidError(f"The reference has {len(data)} bytes; at most {MAX_REFERENCE_BYTES} are allowed.", code="too-large")
     return data
+
+
+def _look_document(one: LookReference) -> list[Any]:
+    look, clouds, tail = one.look, one.modes.clouds, one.tail
+    lower = np.tril_indices(one.modes.dimensions)
+    return [
+        look.name,
+        look.subwindows,
+        look.is_classes,
+        _pack(np.array([look.share, tail.q, tail.xi, tail.sigma]), "<f8"),
+        _pack(np.concatenate([one.modes.shares, [cloud.shrinkage for cloud in clouds]]), "<f8"),
+        _pack(clouds[0].deviation, "<f4"),
+        _pack(np.concatenate([cloud.mean for cloud in clouds]), "<f4"),
+        _pack(np.concatenate([cloud.factor[lower] for cloud in clouds]), "<f4"),
+        [cloud.is_degenerate for cloud in clouds],
+        _pack(tail.scores, "<f4"),
+    ]
 
 
 def decode_reference(data: bytes, grid: Grid) -> DeviceReference:
@@ -271,53 +378,84 @@ def decode_reference(data: bytes, grid: Grid) -> DeviceReference:
     _require(isinstance(document, dict), "A reference that is no map", "a map")
     if document.get(0) != FORMAT:
         raise InvalidError(f"A reference of format {str(document.get(0))[:40]}; this program reads {FORMAT}.", code="unknown-version")
-    _require(set(document) == set(range(14)), "A reference with other keys", "keys 0 to 13")
+    _require(set(document) == set(range(11)), "A reference with other keys", "keys 0 to 10")
     if document[1] != grid.grid_id:
         raise InvalidError(f"A reference on another grid; wanted {grid.grid_id.hex()}.", code="unknown-grid")
     grade, places = document[3], document[5]
     _require(type(grade) is int and 0 <= grade < len(_GRADES), f"Grade {str(grade)[:40]}", f"0 to {len(_GRADES) - 1}")
-    _require(type(document[4]) is int and isinstance(document[2], bytes), "No block length or no model", "a whole number and bytes")
-    _require(isinstance(places, bytes) and isinstance(document[10], bytes) and len(document[10]) % 4 == 0, "No packed numbers", "bytes")
-    _require(all(type(document[key]) is bool for key in (12, 13)), "Keys 12 and 13 of another kind", "true or false")
-    mean, deviation, packed, numbers = (_unpack(document[key]) for key in (6, 7, 8, 9))
-    d = len(mean)
+    is_so = all(type(document[key]) is int for key in (4, 9)) and isinstance(document[2], bytes) and isinstance(places, bytes)
+    _require(is_so, "No block length, no model, no coordinates or no rows per day", "whole numbers and bytes")
+    _require(type(document[10]) is bool, "Key 10 of another kind", "true or false")
+    usual = _floats(document[6])
     dimensions = summarizer(grid).dimensions
-    _require(
-        0 < d <= dimensions and len(packed) == d * (d + 1) // 2 and len(numbers) == 4, f"{d} coordinates", f"1 to {dimensions}, and more"
-    )
-    coordinates = leb128.decode(places, d)
+    _require(0 < len(usual) <= dimensions, f"{len(usual)} coordinates", f"1 to {dimensions}")
+    coordinates = leb128.decode(places, len(usual))
     _require(int(coordinates.max()) < dimensions, f"Coordinate {coordinates.max()}", f"below {dimensions}")
-    factor = np.zeros((d, d))
-    factor[np.tril_indices(d)] = packed
-    first_w0, last_w0, windows = _whole(document[11])
-    shrinkage, q, xi, sigma = numbers.tolist()
+    parts = document[7]
+    _require(isinstance(parts, list) and 1 <= len(parts) <= MAX_LOOKS, "No looks", f"a list of 1 to {MAX_LOOKS}")
+    first_w0, last_w0, windows = _whole(document[8])
     return DeviceReference(
         grid_id=grid.grid_id,
         model=document[2],
         grade=_GRADES[grade],
         subwindows=document[4],
         coordinates=coordinates,
-        scatter=Scatter(mean, deviation, factor, shrinkage, document[12]),
-        tail=Tail(read_floats(document[10], np.float32), q, xi, sigma),
+        usual=usual,
+        looks=tuple(_look(part, coordinates, grid) for part in parts),
         first_w0=first_w0,
         last_w0=last_w0,
         windows=windows,
-        is_recorded=document[13],
+        is_recorded=document[10],
+        per_day=document[9],
     )
 
 
-def _pack(numbers: DoubleArray) -> bytes:
-    return np.where(np.isnan(numbers), np.nan, numbers).astype("<f8").tobytes()
+def _look(part: Any, coordinates: IntArray, grid: Grid) -> LookReference:
+    """Raises: InvalidError (bad-reference)."""
+    _require(isinstance(part, list) and len(part) == 10, "A look that is no list of ten", "ten parts")
+    name, subwindows, is_classes, numbers, weights, deviation, means, factors, degenerate, scores = part
+    is_so = isinstance(name, str) and type(subwindows) is int and type(is_classes) is bool and isinstance(degenerate, list)
+    _require(is_so and all(type(one) is bool for one in degenerate), "A look without name, rows or kind", "a text, a number, true or false")
+    share, q, xi, sigma = _sized(_doubles(numbers), 4)
+    modes = len(degenerate)
+    _require(1 <= modes <= MAX_MODES, f"{modes} modes", f"1 to {MAX_MODES}")
+    look = Look(name, subwindows, is_classes, modes, float(share))
+    inside = judged_by(look, coordinates, grid)
+    d = len(inside)
+    _require(d > 0, "A look at classes that are not judged", "one coordinate or more")
+    shares, shrinkage = _sized(_doubles(weights), 2 * modes).reshape(2, modes)
+    unit = _sized(_floats(deviation), d)
+    places = _sized(_floats(means), modes * d).reshape(modes, d)
+    packed = _sized(_floats(factors), modes * (d * (d + 1) // 2)).reshape(modes, -1)
+    triangles = np.zeros((modes, d, d))
+    triangles[:, *np.tril_indices(d)] = packed
+    clouds = [Scatter(places[at], unit, triangles[at], float(shrinkage[at]), degenerate[at]) for at in range(modes)]
+    kept = _floats(scores).astype(np.float32)
+    return LookReference(look, inside, Modes(tuple(clouds), shares), Tail(kept, float(q), float(xi), float(sigma)))
 
 
-def _unpack(data: Any) -> DoubleArray:
+def _pack(numbers: DoubleArray | FloatArray, kind: str) -> bytes:
+    return np.where(np.isnan(numbers), np.nan, numbers).astype(kind).tobytes()
+
+
+def _doubles(data: Any) -> DoubleArray:
     _require(isinstance(data, bytes) and len(data) % 8 == 0, "Numbers that are no float64 bytes", "eight bytes each")
     return read_floats(data, np.float64)
 
 
+def _floats(data: Any) -> DoubleArray:
+    _require(isinstance(data, bytes) and len(data) % 4 == 0, "Numbers that are no float32 bytes", "four bytes each")
+    return read_floats(data, np.float32).astype(np.float64)
+
+
+def _sized(numbers: DoubleArray, count: int) -> DoubleArray:
+    _require(len(numbers) == count, f"{len(numbers)} numbers", str(count))
+    return numbers
+
+
 def _whole(values: Any) -> tuple[int, int, int]:
     is_so = isinstance(values, list) and len(values) == 3 and all(type(value) is int and 0 <= value < 1 << 53 for value in values)
-    _require(is_so, f"Key 11 is {str(values)[:80]}", "three whole numbers")
+    _require(is_so, f"Key 8 is {str(values)[:80]}", "three whole numbers")
     return values[0], values[1], values[2]
 
 

@@ -66,7 +66,7 @@ class Scatter:
     def part(self, coordinates: IntArray) -> "Scatter":
         """The scatter of some coordinates alone. Raises: InvalidError when none are left."""
         covariance = self.factor @ self.factor.T
-        factor, is_degenerate = _factorised(covariance[np.ix_(coordinates, coordinates)])
+        factor, is_degenerate = factorised(covariance[np.ix_(coordinates, coordinates)])
         return Scatter(
             self.mean[coordinates],
             self.deviation[coordinates],
@@ -100,12 +100,12 @@ def fit_scatter(summaries: DoubleArray, *, floor: float = DEVIATION_FLOOR, is_fl
     covariance = w * m * np.eye(d) + (1 - w) * s
     if is_floor_variance:
         covariance += np.diag(np.where(deviation <= floor, np.maximum(1 - np.diag(covariance), 0), 0))
-    factor, is_degenerate = _factorised(covariance)
+    factor, is_degenerate = factorised(covariance)
     return Scatter(np.where(known.any(axis=0), mean, np.nan), deviation, factor, 1.0 if is_degenerate else w, is_degenerate)
 
 
-def _factorised(covariance: DoubleArray) -> tuple[DoubleArray, bool]:
-    """L, and whether only a multiple of the identity has one."""
+def factorised(covariance: DoubleArray) -> tuple[DoubleArray, bool]:
+    """L of a covariance float64[d, d], and whether only a multiple of the identity has one."""
     d = len(covariance)
     m = float(np.trace(covariance)) / max(1, d)
     try:

@@ -40,6 +40,13 @@ class Tail:
                 code="bad-reference",
             )
 
+    def thinned(self, most: int) -> "Tail":
+        """The same with at most so many scores, evenly by rank; where the tail begins and how it goes on stays."""
+        scores = self.scores
+        if len(scores) <= most:
+            return self
+        return Tail(scores[np.linspace(0, len(scores) - 1, most).round().astype(np.int64)], self.q, self.xi, self.sigma)
+
     def p_values(self, scores: DoubleArray | FloatArray) -> DoubleArray:
         """float64[n] within `P_MIN` and `P_MAX` of scores [n], taken as float32 as they travel; NaN stays NaN: not testable."""
         with np.errstate(over="ignore"):

@@ -1,5 +1,6 @@
 """What a device learns of its clean windows, and how surprising another one is."""
 
+import base64
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,21 @@ import cbor2
 import numpy as np
 import pytest
 from grids import MODEL, plain_grid, plain_reference, wide_grid
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from protocol.errors import InvalidError
+from protocol.messages import ReferenceLearned
 from protocol.sketches import reference as references
 from protocol.sketches.evidence import e_values
 from protocol.sketches.grid import FeatureGroup, Grid
+from protocol.sketches.looks import HOURLY_LOOKS, LOOKS, Look, LookReference, Modes, judged_by
 from protocol.sketches.reference import (
     DeviceReference,
     Grade,
     carried_over,
     choose_block,
     complete_days,
-    cross_scores,
     decode_reference,
     encode_reference,
     fit_reference,
@@ -28,8 +32,9 @@ from protocol.sketches.reference import (
 )
 from protocol.sketches.scatter import Scatter, fit_scatter
 from protocol.sketches.tail import MAX_SCORES, P_MAX, P_MIN, Tail, fit_tail
+from protocol.topics import MAX_PACKET_BYTES
 
-GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "sketches" / "reference.1.cbor"
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "sketches" / "reference.2.cbor"
 GRID = plain_grid()
 D = 9
 FIRST = 144 * 20_000
@@ -95,6 +100,7 @@ def test_a_few_predictions_of_a_class_that_was_never_seen_are_no_alarm_and_many_
     summaries = vectors(np.random.default_rng(18), n)
     summaries[:, 8] = 0
     made = fit_reference(summaries, FIRST + np.arange(n), grid=GRID, model=MODEL)
+    assert not made.looks[0].modes.is_degenerate
     fresh = vectors(np.random.default_rng(19), 500)
     fresh[:, 8] = 0
     with_two, with_many = fresh.copy(), fresh.copy()
@@ -188,7 +194,7 @@ def test_p_is_uniform_and_the_mean_of_e_at_most_1_on_fresh_windows(days: int):
     """Over references: what one of them lacks by chance, others have too much of."""
     shares, means = [], []
     for seed in range(24):
-        made = learned(days, seed=seed)
+        made = learned(days, seed=seed, looks=LOOKS[:1])
         p = made.p_values(made.scores(vectors(np.random.default_rng(1000 + seed), 4000)))
         shares.append([(p <= level).mean() for level in (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)])
         means.append(e_values(p).mean())
@@ -198,10 +204,10 @@ def test_p_is_uniform_and_the_mean_of_e_at_most_1_on_fresh_windows(days: int):
 
 
 def test_scores_of_windows_that_were_fitted_on_are_too_small():
-    """Why the tail has days of its own: with many coordinates the difference is plain."""
-    summaries = vectors(np.random.default_rng(9), 400, 80)
-    days = np.arange(400) // 30
-    assert fit_scatter(summaries).scores(summaries).mean() < 0.9 * cross_scores(summaries, days).mean()
+    """Why the tail is made of days that its modes had no part in: with many coordinates the difference is plain."""
+    summaries = vectors(np.random.default_rng(9), 144 * 14, 84)
+    made = fit_reference(summaries, FIRST + np.arange(len(summaries)), grid=wide_grid(), model=MODEL, looks=LOOKS[:1])
+    assert np.median(made.scores(summaries)) < 0.9 * np.median(made.tail.scores)
 
 
 def test_a_window_that_moved_is_surprising():
@@ -233,12 +239,49 @@ def test_too_few_days_are_refused_and_say_how_many_are_wanted():
     assert refused.value.code == "too-few"
 
 
-@pytest.mark.parametrize(("days", "grade", "last"), [(14, Grade.PROVISIONAL, 14), (27, Grade.PROVISIONAL, 14), (40, Grade.CALIBRATED, 28)])
+@pytest.mark.parametrize(("days", "grade", "last"), [(14, Grade.PROVISIONAL, 14), (27, Grade.PROVISIONAL, 27), (40, Grade.CALIBRATED, 28)])
 def test_a_reference_says_what_it_was_learned_from(days: int, grade: Grade, last: int):
     made = learned(days)
-    assert (made.grade, made.windows, made.first_w0, made.last_w0) == (grade, 2016, FIRST, FIRST + 144 * last - 1)
+    assert (made.grade, made.windows, made.first_w0, made.last_w0) == (grade, 144 * last, FIRST, FIRST + 144 * last - 1)
     assert made.may_alarm
-    assert len(made.tail.scores) == 2016
+    assert (made.per_day, made.per_year, made.longest) == (144, 52_560, 18)
+    assert made.tail.scores.shape == (512,)
+
+
+def test_a_reference_may_be_of_hours():
+    w0s = FIRST + 6 * np.arange(24 * 28)
+    made = fit_reference(vectors(np.random.default_rng(20), len(w0s)), w0s, grid=GRID, model=MODEL, looks=HOURLY_LOOKS, per_day=24)
+    assert (made.grade, made.per_year, made.longest, made.last_w0) == (Grade.CALIBRATED, 8760, 3, FIRST + 144 * 28 - 1)
+    assert decode_reference(made.encoded, GRID).reference_id == made.reference_id
+    with pytest.raises(InvalidError, match="wanted 14 with 20 of 24"):
+        fit_reference(np.ones((24, D)), w0s[:24], grid=GRID, model=MODEL, looks=HOURLY_LOOKS, per_day=24)
+
+
+def test_days_that_are_missing_change_nothing_of_those_that_are_there():
+    """A stretch of three hours never joins two days that do not touch."""
+    summaries, w0s = vectors(np.random.default_rng(21), 144 * 20), FIRST + np.arange(144 * 20)
+    later = np.where(w0s < FIRST + 144 * 10, w0s, w0s + 144)
+    latest = np.where(w0s < FIRST + 144 * 10, w0s, w0s + 144 * 300)
+    one, other = (fit_reference(summaries, at, grid=GRID, model=MODEL) for at in (later, latest))
+    assert [look.tail.scores.tolist() for look in one.looks] == [look.tail.scores.tolist() for look in other.looks]
+
+
+def test_what_a_window_does_not_know_counts_as_usual_and_a_window_that_knows_nothing_is_not_judged():
+    summaries = vectors(np.random.default_rng(22), 144 * 14)
+    summaries[::2, 6:] = np.nan  # no object was seen: no shares
+    summaries[:, 1] = np.nan
+    made = fit_reference(summaries, FIRST + np.arange(len(summaries)), grid=GRID, model=MODEL)
+    assert made.usual[2] == pytest.approx(summaries[:, 2].mean(), rel=1e-6)
+    assert np.isnan(made.usual[1])
+    assert np.isnan(made.scatter.mean[1])
+    fresh = vectors(np.random.default_rng(23), 40)
+    others = np.where(np.arange(D) == 1, 1e9, fresh)
+    assert made.scores(fresh).tolist() == made.scores(others).tolist(), "a coordinate that was never known raises nothing"
+    without = np.where(np.arange(D) >= 6, np.nan, fresh)
+    assert made.scores(without).tolist() == made.scores(np.where(np.arange(D) >= 6, made.usual, fresh)).tolist()
+    fresh[20:] = np.nan
+    assert np.isnan(made.scores(fresh)).tolist() == [False] * 20 + [True] * 20
+    assert np.isnan(made.judged(fresh)[26:]).all()
 
 
 def test_a_recording_is_provisional_whatever_its_length():
@@ -283,28 +326,27 @@ def test_a_release_keeps_what_input_features_have_learned():
     made = learned(28)
     new = other_release()
     assert [places.tolist() for places in shared_coordinates(GRID, new)] == [[0, 3], [1, 4]]
-    stored = vectors(np.random.default_rng(12), 4000)
-    kept = carried_over(made, GRID, new, stored, model=bytes(16))
+    stored = vectors(np.random.default_rng(12), 144 * 28)
+    kept = carried_over(made, GRID, new, stored, FIRST + np.arange(144 * 28), model=bytes(16))
     assert kept is not None
     assert (kept.grid_id, kept.model, kept.coordinates.tolist()) == (new.grid_id, bytes(16), [1, 4])
+    assert [one.look.name for one in kept.looks] == ["all-10min", "all-1h", "all-3h"]
     fresh = vectors(np.random.default_rng(13), 4000)
     p = kept.p_values(kept.scores(fresh[:, [1, 0, 2, 4, 3, 5, 6, 7, 8]]))
     assert (p <= 0.05).mean() == pytest.approx(0.05, abs=0.015)
     assert decode_reference(kept.encoded, new).reference_id == kept.reference_id
 
 
-def test_windows_of_an_alarm_are_left_out_of_the_new_tail():
-    made, stored = learned(28), vectors(np.random.default_rng(14), 600)
-    stored[400:] += 50
-    clean = [True] * 400 + [False] * 200
-    kept = carried_over(made, GRID, other_release(), stored, model=MODEL, clean=clean)
-    assert kept is not None
-    assert len(kept.tail.scores) == 400
+def test_a_release_whose_clean_days_are_too_few_says_so():
+    with pytest.raises(InvalidError) as refused:
+        carried_over(learned(14), GRID, other_release(), vectors(np.random.default_rng(14), 600), FIRST + np.arange(600), model=MODEL)
+    assert refused.value.code == "too-few"
 
 
 def test_another_step_or_grid_keeps_nothing():
     for new in (other_release(step_s=2), wide_grid(features=3)):
-        assert carried_over(learned(14), GRID, new, vectors(np.random.default_rng(15), 500), model=MODEL) is None
+        w0s = FIRST + np.arange(500)
+        assert carried_over(learned(14), GRID, new, vectors(np.random.default_rng(15), 500), w0s, model=MODEL) is None
 
 
 def test_only_input_features_are_kept():
@@ -315,26 +357,71 @@ def test_only_input_features_are_kept():
 # --- its bytes ---
 
 
-def test_the_bytes_of_format_1_stay_what_they_are():
+def test_the_bytes_of_format_2_stay_what_they_are():
     assert encode_reference(plain_reference()) == GOLDEN.read_bytes()
     assert decode_reference(GOLDEN.read_bytes(), GRID).reference_id == plain_reference().reference_id
 
 
-def test_what_was_learned_judges_the_same_after_a_restart():
+def test_what_was_learned_judges_the_same_bit_for_bit_elsewhere_and_after_a_restart():
     made = learned(14)
     again = decode_reference(made.encoded, GRID)
     fresh = vectors(np.random.default_rng(16), 50)
     assert again.encoded == made.encoded
     assert again.scores(fresh).tolist() == made.scores(fresh).tolist()
+    assert again.judged(fresh).tolist() == made.judged(fresh).tolist()
+    assert again.leading(fresh).look == made.leading(fresh).look
     assert again.scores(fresh * 1e30).max() < np.inf
+    assert again.scatter.factor.tolist() == made.scatter.factor.tolist()
 
 
-def test_the_largest_reference_stays_within_its_bytes():
-    grid = wide_grid()
+def test_the_largest_reference_stays_within_its_bytes_and_an_event_with_it_within_a_packet():
     n = 144 * 28
-    made = fit_reference(vectors(np.random.default_rng(17), n, 84), FIRST + np.arange(n), grid=grid, model=MODEL)
-    full = replace(made, tail=replace(made.tail, scores=np.sort(np.resize(made.tail.scores, MAX_SCORES))))
-    assert len(encode_reference(full)) < references.MAX_REFERENCE_BYTES
+    made = fit_reference(vectors(np.random.default_rng(17), n, 84), FIRST + np.arange(n), grid=wide_grid(), model=MODEL)
+    assert references.MAX_REFERENCE_BYTES - 16_384 < len(made.encoded) <= references.MAX_REFERENCE_BYTES
+    names = dict.fromkeys(("pipeline", "line", "model", "grid", "reference", "grade"), "n" * 63)
+    learned_event = ReferenceLearned(**names, body=base64.b64encode(bytes(references.MAX_REFERENCE_BYTES)).decode())
+    assert len(learned_event.model_dump_json()) + 4096 < MAX_PACKET_BYTES
+    assert [one.look.modes for one in made.looks] == [4, 4, 3, 1, 1]
+
+
+@settings(max_examples=10)
+@given(st.lists(st.integers(1, 8), min_size=1, max_size=8), st.integers(1, 84), st.integers(0, 2**32 - 1))
+def test_looks_give_up_modes_until_the_reference_fits_and_no_more(modes: list[int], judged: int, seed: int):
+    generator = np.random.default_rng(seed)
+    coordinates = np.sort(generator.choice(84, judged, replace=False))
+    looks = tuple(
+        Look(f"{index:032}", int(generator.integers(1, 145)), is_classes=bool(index and generator.integers(2)), modes=wanted, share=0.1)
+        for index, wanted in enumerate(modes)
+    )
+    kept = references.affordable(looks, coordinates, wide_grid())
+    assert [replace(one, modes=other.modes) for one, other in zip(kept, looks, strict=True)] == list(looks)
+    assert all(1 <= one.modes <= other.modes for one, other in zip(kept, looks, strict=True))
+    full = [of_random_numbers(one, coordinates, generator) for one in kept]
+    made = replace(
+        plain_reference(),
+        grid_id=wide_grid().grid_id,
+        coordinates=coordinates,
+        usual=np.zeros(judged),
+        looks=tuple(replace(one, look=replace(one.look, subwindows=1)) if not index else one for index, one in enumerate(full) if one),
+    )
+    if len(made.encoded) + 16_384 < references.MAX_REFERENCE_BYTES:
+        assert kept == looks
+    assert decode_reference(made.encoded, wide_grid()).encoded == made.encoded
+
+
+def of_random_numbers(look: Look, coordinates: np.ndarray, generator: np.random.Generator) -> LookReference | None:
+    """As large as the look gets; None where it has nothing to judge."""
+    inside = judged_by(look, coordinates, wide_grid())
+    d = len(inside)
+    if not d:
+        return None
+    factors = np.tril(generator.normal(size=(look.modes, d, d))).astype(np.float32).astype(np.float64)
+    factors[:, np.arange(d), np.arange(d)] = 1.0
+    unit = np.full(d, 0.5)
+    clouds = tuple(Scatter(np.float32(generator.normal(size=d)).astype(np.float64), unit, factor, 0.5) for factor in factors)
+    scores = np.sort(generator.gamma(4, size=512).astype(np.float32))
+    tail = Tail(scores, float(scores[480]), 0.12, 1.0)
+    return LookReference(look, inside, Modes(clouds, np.full(look.modes, 1 / look.modes)), tail)
 
 
 def test_a_reference_on_another_grid_is_refused():
@@ -346,8 +433,8 @@ def test_a_reference_on_another_grid_is_refused():
 @pytest.mark.parametrize(
     ("path", "value", "code"),
     [
-        ((0,), 2, "unknown-version"),
-        ((14,), 1, "bad-reference"),
+        ((0,), 1, "unknown-version"),
+        ((11,), 1, "bad-reference"),
         ((2,), bytes(15), "bad-reference"),
         ((2,), 5, "bad-reference"),
         ((3,), 0, "bad-reference"),
@@ -360,32 +447,59 @@ def test_a_reference_on_another_grid_is_refused():
         ((5,), bytes([0, 1, 2, 3, 9]), "bad-reference"),
         ((6,), bytes(7), "bad-reference"),
         ((6,), b"", "bad-reference"),
-        ((6,), bytes(8 * 10), "bad-reference"),
-        ((7,), bytes(40), "bad-reference"),
-        ((7,), bytes(8), "bad-reference"),
-        ((8,), bytes(8 * 15), "bad-reference"),
-        ((8,), np.full(15, np.nan).tobytes(), "bad-reference"),
-        ((9,), np.array([2.0, 47.5, 0.25, 1.5]).tobytes(), "bad-reference"),
-        ((9,), np.array([0.25, 47.5, 0.25]).tobytes(), "bad-reference"),
-        ((10,), bytes(3), "bad-reference"),
-        ((10,), bytes(4 * (MAX_SCORES + 1)), "bad-reference"),
-        ((11,), [5, 4, 3], "bad-reference"),
-        ((11,), [1, 2], "bad-reference"),
-        ((11,), [1, 2, 1], "bad-reference"),
-        ((12,), 1, "bad-reference"),
-        ((13,), None, "bad-reference"),
+        ((6,), bytes(4 * 10), "bad-reference"),
+        ((6,), np.full(5, np.inf, "<f4").tobytes(), "bad-reference"),
+        ((7,), [], "bad-reference"),
+        ((7,), b"", "bad-reference"),
+        ((7, 0), b"", "bad-reference"),
+        ((7, 0, 0), 5, "bad-reference"),
+        ((7, 0, 0), "", "bad-reference"),
+        ((7, 0, 0), "x" * 33, "bad-reference"),
+        ((7, 0, 0), "classes-1h", "bad-reference"),
+        ((7, 0, 1), 6, "bad-reference"),
+        ((7, 1, 1), 145, "bad-reference"),
+        ((7, 1, 1), True, "bad-reference"),
+        ((7, 0, 2), True, "bad-reference"),
+        ((7, 1, 2), 1, "bad-reference"),
+        ((7, 0, 3), np.array([0.8, 47.5, 0.25, 1.5]).tobytes(), "bad-reference"),
+        ((7, 0, 3), np.array([0.0, 47.5, 0.25, 1.5]).tobytes(), "bad-reference"),
+        ((7, 0, 3), np.array([np.nan, 47.5, 0.25, 1.5]).tobytes(), "bad-reference"),
+        ((7, 0, 3), np.array([0.5, 47.5, 0.25]).tobytes(), "bad-reference"),
+        ((7, 0, 4), np.array([0.75, 0.25, 2.0, 0.5]).tobytes(), "bad-reference"),
+        ((7, 0, 4), np.array([0.75, 0.0, 0.5, 0.5]).tobytes(), "bad-reference"),
+        ((7, 0, 4), bytes(8), "bad-reference"),
+        ((7, 0, 5), bytes(20), "bad-reference"),
+        ((7, 0, 5), bytes(4), "bad-reference"),
+        ((7, 0, 6), np.full(10, np.nan, "<f4").tobytes(), "bad-reference"),
+        ((7, 0, 6), bytes(36), "bad-reference"),
+        ((7, 0, 7), bytes(4 * 30), "bad-reference"),
+        ((7, 0, 7), np.full(30, np.nan, "<f4").tobytes(), "bad-reference"),
+        ((7, 0, 8), [], "bad-reference"),
+        ((7, 0, 8), [False] * 9, "bad-reference"),
+        ((7, 0, 8), [0, 0], "bad-reference"),
+        ((7, 0, 9), bytes(3), "bad-reference"),
+        ((7, 0, 9), bytes(4 * (MAX_SCORES + 1)), "bad-reference"),
+        ((8,), [5, 4, 3], "bad-reference"),
+        ((8,), [1, 2], "bad-reference"),
+        ((8,), [1, 2, 1], "bad-reference"),
+        ((9,), 12, "bad-reference"),
+        ((9,), None, "bad-reference"),
+        ((10,), 1, "bad-reference"),
     ],
 )
 def test_bytes_of_something_else_are_refused(path: tuple[int, ...], value: Any, code: str):
     document = cbor2.loads(GOLDEN.read_bytes())
-    document[path[0]] = value
+    place = document
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
     with pytest.raises(InvalidError) as refused:
         decode_reference(cbor2.dumps(document, canonical=True), GRID)
     assert refused.value.code == code
 
 
 def test_no_map_and_too_many_bytes_are_no_reference():
-    for data, code in ((b"\x80", "bad-reference"), (bytes(70_000), "too-large")):
+    for data, code in ((b"\x80", "bad-reference"), (bytes(200_000), "too-large")):
         with pytest.raises(InvalidError) as refused:
             decode_reference(data, GRID)
         assert refused.value.code == code

@@ -1,0 +1,394 @@
+"""Several looks at the same windows, one budget of false alarms: ten minutes, an hour, three hours; all coordinates, classes alone; pure.
+
+What a day of a camera looks like is no single cloud: noon, dusk and lamp light are modes of it. A look keeps up to four modes, learned from
+the summaries alone, never from the clock, and scores a stretch of windows by its nearest one: min over modes of T² + ln det - 2 ln share.
+A small shift that stays is small in ten minutes and plain in the mean of three hours, where the chance of what passed has averaged out.
+
+The promise. For each look p <= a happens in at most a part `a` of the sub-windows: the marginal validity of p is all it takes. Alarm when
+some look has p <= rate x its share / sub-windows per year. Expected values add up under ANY dependence, of windows on each other and of
+looks on each other, so the expected number of such sub-windows, and hence of alarms, is at most `rate` a year. Nothing is said about
+independence, blocks or clusters; they only make alarms rarer. What may break it is a reference that does not hold the whole of normal life.
+
+A row is what one summary is made of: ten minutes on the device, an hour where the server has nothing shorter. Means, deviations and factors
+are rounded to float32 once they are fitted, as they travel, so whoever reads the reference computes with the same numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.errors import InvalidError
+from protocol.sketches.evidence import SUBWINDOWS_PER_YEAR
+from protocol.sketches.grid import Grid
+from protocol.sketches.leb128 import IntArray
+from protocol.sketches.normal import DoubleArray
+from protocol.sketches.scatter import DEVIATION_FLOOR, Scatter, factorised, fit_scatter
+from protocol.sketches.summary import summarizer
+from protocol.sketches.tail import Tail, fit_tail
+
+#: Days that are left out together when scores of the reference are made: a fourth of them.
+FOLDS = 4
+#: Windows that the covariance of all modes together counts as, when one mode has few.
+PRIOR_WINDOWS = 60
+#: Times that windows are given to their nearest mode; it settles earlier.
+_MAX_ROUNDS = 8
+#: Part of the windows that may still change modes when it has settled.
+_SETTLED = 0.005
+#: Ridge of the covariance of all modes, as a part of its mean variance.
+_RIDGE = 1e-3
+#: Least shape of a tail. Scores of 28 days follow each other and tell little of what comes once in years; with the shape of largest
+#: likelihood alone, 0.2 alarms asked for became 0.7 on the study's seeds.
+MIN_SHAPE = 0.12
+#: Part of a stretch that must be testable.
+_TESTABLE = 0.8
+#: Scores that the tail of one look keeps, evenly by rank: from its beginning on they do not matter.
+TAIL_SCORES = 512
+#: Most of each that a reference may bring; longest stretch in rows; letters of a name.
+MAX_LOOKS, MAX_MODES, MAX_STRETCH, MAX_NAME = 8, 8, 144, 32
+#: Rows whose distance from all modes is computed at once: memory stays small.
+_CHUNK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One way to look at the stream. Several share the budget: their shares add up to 1 at most."""
+
+    name: str
+    #: Rows whose mean is judged, up to the present one.
+    subwindows: int
+    #: Only the shares of classes, or all coordinates.
+    is_classes: bool
+    modes: int
+    share: float
+
+
+#: Chosen on the seeds of the study alone (ADR 0034).
+LOOKS = (
+    Look("all-10min", 1, is_classes=False, modes=4, share=0.2),
+    Look("all-1h", 6, is_classes=False, modes=4, share=0.2),
+    Look("all-3h", 18, is_classes=False, modes=4, share=0.2),
+    Look("classes-1h", 6, is_classes=True, modes=1, share=0.2),
+    Look("classes-3h", 18, is_classes=True, modes=1, share=0.2),
+)
+#: One ellipsoid of all: what groups of devices, which are judged by blocks, compare with.
+ONE_CLOUD = (Look("all", 1, is_classes=False, modes=1, share=1.0),)
+#: The same as `LOOKS` where a row is an hour.
+HOURLY_LOOKS = (
+    Look("all-1h", 1, is_classes=False, modes=4, share=0.25),
+    Look("all-3h", 3, is_classes=False, modes=4, share=0.25),
+    Look("classes-1h", 1, is_classes=True, modes=1, share=0.25),
+    Look("classes-3h", 3, is_classes=True, modes=1, share=0.25),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Modes:
+    """Clouds of whole summaries in common units; the score adds to T² what tells them apart. Raises on creation: InvalidError."""
+
+    #: All with the same deviation.
+    clouds: tuple[Scatter, ...]
+    #: Part of the windows in each: float64[modes], above 0.
+    shares: DoubleArray
+
+    def __post_init__(self) -> None:
+        clouds, shares = self.clouds, self.shares
+        is_so = 1 <= len(clouds) <= MAX_MODES and shares.shape == (len(clouds),) and bool((shares > 0).all() and (shares <= 1).all())
+        is_so = is_so and all(np.array_equal(one.deviation, clouds[0].deviation) and np.isfinite(one.mean).all() for one in clouds)
+        if not is_so:
+            raise InvalidError(
+                f"{len(clouds)} modes with the shares {str(shares)[:80]}; wanted 1 to {MAX_MODES} of one unit, each with a share above 0.",
+                code="bad-reference",
+            )
+
+    @property
+    def dimensions(self) -> int:
+        """Coordinates of a vector."""
+        return len(self.clouds[0].mean)
+
+    @property
+    def is_degenerate(self) -> bool:
+        """Whether some covariance could not be factorised."""
+        return any(cloud.is_degenerate for cloud in self.clouds)
+
+    @cached_property
+    def offsets(self) -> DoubleArray:
+        """What is added to T² of each: float64[modes], ln det - 2 ln share, the least of them 0."""
+        found = [2 * float(np.log(np.diag(cloud.factor)).sum()) for cloud in self.clouds] - 2 * np.log(self.shares)
+        return np.asarray(found - found.min(), dtype=np.float64)
+
+    def scores(self, summaries: DoubleArray) -> DoubleArray:
+        """float64[n] >= 0 of vectors float64[n, d]."""
+        return np.asarray(self._all(summaries).min(axis=1), dtype=np.float64)
+
+    def nearest(self, summaries: DoubleArray) -> IntArray:
+        """Which mode each vector belongs to: int64[n]."""
+        return np.asarray(self._all(summaries).argmin(axis=1), dtype=np.int64)
+
+    def rounded(self) -> "Modes":
+        """The same with means, deviations and factors as float32 has them: what travels."""
+        clouds = [
+            Scatter(_float32(one.mean), _float32(one.deviation), _float32(one.factor), one.shrinkage, one.is_degenerate)
+            for one in self.clouds
+        ]
+        return Modes(tuple(clouds), self.shares)
+
+    def mixture(self) -> Scatter:
+        """Mean and covariance of all modes together: one ellipsoid, for whoever explains and compares."""
+        deviation = self.clouds[0].deviation
+        means = np.stack([one.mean for one in self.clouds]) / deviation
+        weights = self.shares / self.shares.sum()
+        mean = weights @ means
+        covariance = sum(
+            (
+                weight * (one.factor @ one.factor.T + np.outer(place - mean, place - mean))
+                for weight, one, place in zip(weights, self.clouds, means, strict=True)
+            ),
+            start=np.zeros((len(mean), len(mean))),
+        )
+        unit = np.sqrt(np.diag(covariance))
+        factor, is_degenerate = factorised(covariance / np.outer(unit, unit))
+        shrinkage = float(weights @ [one.shrinkage for one in self.clouds])
+        return Scatter(mean * deviation, deviation * unit, factor, min(1.0, shrinkage), is_degenerate or self.is_degenerate)
+
+    @cached_property
+    def _map(self) -> tuple[DoubleArray, DoubleArray]:
+        """All L^-1 / deviation under each other, float64[modes * d, d], and where they take the means."""
+        down = [cloud.inverse / cloud.deviation for cloud in self.clouds]
+        return np.concatenate(down), np.concatenate([part @ cloud.mean for part, cloud in zip(down, self.clouds, strict=True)])
+
+    def _all(self, summaries: DoubleArray) -> DoubleArray:
+        """float64[n, modes]."""
+        found = np.empty((len(summaries), len(self.clouds)))
+        down, means = self._map
+        for at in range(0, len(summaries), _CHUNK):
+            with np.errstate(over="ignore"):
+                y = summaries[at : at + _CHUNK] @ down.T
+                y -= means
+                y = y.reshape(len(y), -1, self.dimensions)
+                found[at : at + _CHUNK] = np.einsum("nmd,nmd->nm", y, y) + self.offsets
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class LookReference:
+    """What one look compares with. Raises on creation: InvalidError (bad-reference)."""
+
+    look: Look
+    #: Places in a summary that it judges: int64[d], ascending.
+    coordinates: IntArray
+    modes: Modes
+    tail: Tail
+
+    def __post_init__(self) -> None:
+        look = self.look
+        is_so = 1 <= look.subwindows <= MAX_STRETCH and 0 < look.share <= 1 and 1 <= len(look.name) <= MAX_NAME
+        is_so = is_so and look.modes == len(self.modes.clouds) and len(self.coordinates) == self.modes.dimensions
+        if not is_so:
+            raise InvalidError(
+                f"Look {look.name[:40]!r} at {look.subwindows} rows with share {look.share}, {len(self.modes.clouds)} modes of"
+                f" {self.modes.dimensions} coordinates for {len(self.coordinates)}; wanted 1 to {MAX_STRETCH}, up to 1, as many.",
+                code="bad-reference",
+            )
+
+    def stretches(self, summaries: DoubleArray) -> DoubleArray:
+        """What is judged at each of consecutive rows float64[n, k]: float64[n, d], NaN where too little is testable."""
+        return pooled(summaries[:, self.coordinates], self.look.subwindows)
+
+    def scores(self, summaries: DoubleArray) -> DoubleArray:
+        """Of the stretch that ends with each row, float64[n]; NaN where too little is testable."""
+        stretches = self.stretches(summaries)
+        known = is_testable(stretches)
+        found = np.full(len(stretches), np.nan)
+        found[known] = self.modes.scores(stretches[known])
+        return found
+
+    def p_values(self, summaries: DoubleArray) -> DoubleArray:
+        """P of the stretch that ends with each row, float64[n]; `summaries` as in `judged`."""
+        return self.tail.p_values(self.scores(summaries))
+
+    def contributions(self, summaries: DoubleArray) -> DoubleArray:
+        """What T² of the last stretch is made of, by its nearest mode: float64[k], 0 outside its coordinates and when not testable."""
+        parts = np.zeros(summaries.shape[1])
+        stretch = self.stretches(summaries[-self.look.subwindows :])[-1:]
+        if is_testable(stretch).all():
+            parts[self.coordinates] = self.modes.clouds[int(self.modes.nearest(stretch)[0])].contributions(stretch[0])
+        return parts
+
+
+def pooled(summaries: DoubleArray, subwindows: int) -> DoubleArray:
+    """Mean of the testable ones among the last so many rows, ending with each: float64[n, d]; NaN where less than 80 % are testable."""
+    known = is_testable(summaries)
+    if subwindows == 1:
+        return np.where(known[:, None], summaries, np.nan)
+    sums: DoubleArray = np.cumsum(np.where(known[:, None], summaries, 0.0), axis=0)
+    counts: IntArray = np.cumsum(known, dtype=np.int64)
+    sums[subwindows:] -= sums[:-subwindows].copy()
+    counts[subwindows:] -= counts[:-subwindows].copy()
+    is_enough = counts >= np.ceil(_TESTABLE * subwindows)
+    return np.where(is_enough[:, None], sums / np.maximum(counts, 1)[:, None], np.nan)
+
+
+def is_testable(summaries: DoubleArray) -> npt.NDArray[np.bool_]:
+    """Which rows are wholly known: bool[n] of float64[n, d]."""
+    return np.asarray(~np.isnan(summaries).any(axis=1), dtype=np.bool_)
+
+
+def judged(looks: Sequence[LookReference], summaries: DoubleArray) -> DoubleArray:
+    """The least of p / share over the looks, for each of consecutive rows float64[n, k] (NaN rows: not testable): float64[n].
+
+    The mark of no knowledge is NaN. An alarm is what `is_alarm` says of it.
+    """
+    shares = np.stack([one.p_values(summaries) / one.look.share for one in looks])
+    nothing = np.isnan(shares).all(axis=0)
+    return np.where(nothing, np.nan, np.where(np.isnan(shares), np.inf, shares).min(axis=0))
+
+
+def leading(looks: Sequence[LookReference], summaries: DoubleArray) -> LookReference:
+    """The look that says most about the last of these rows. Raises: ValueError when none can say anything."""
+    values = [one.p_values(summaries[-one.look.subwindows :])[-1] / one.look.share for one in looks]
+    return looks[int(np.nanargmin(values))]
+
+
+def statistic_of(value: float) -> float:
+    """How much a value of `judged` says: the larger the more, NaN: nothing is known."""
+    return 1 / value
+
+
+def threshold_of(rate: float, *, per_year: float = SUBWINDOWS_PER_YEAR) -> float:
+    """What `statistic_of` must reach for at most `rate` false alarms a year of so many rows. Raises: ValueError."""
+    if not rate > 0:
+        raise ValueError(f"a rate of {rate} false alarms per year; wanted more than 0")
+    return per_year / rate
+
+
+def is_alarm(value: float, rate: float, *, per_year: float = SUBWINDOWS_PER_YEAR) -> bool:
+    """Whether a value of `judged` comes less often than `rate` times a year without a change; NaN is no alarm. Raises: ValueError."""
+    return statistic_of(value) >= threshold_of(rate, per_year=per_year)
+
+
+def fit_looks(
+    summaries: DoubleArray,
+    grid: Grid,
+    *,
+    looks: Sequence[Look] = LOOKS,
+    coordinates: IntArray | None = None,
+    per_day: int = 144,
+    floor: float = DEVIATION_FLOOR,
+) -> tuple[LookReference, ...]:
+    """The references of these looks by consecutive clean rows, float64[n, k], NaN rows where one is not testable: 28 days of them.
+
+    `coordinates`: which of the grid's summary the columns are, int64[k]; None: all. Modes come from all of it. Scores for the tail are of a
+    fourth of the days, by modes of the other three fourths, in turn. A look that cannot be fitted, as that at classes where the shares
+    never vary or none are judged, is left out, and its share of the budget is not spent. The first must be possible.
+    Raises: InvalidError (too-few) when it is not; ValueError for looks that spend more than the budget.
+    """
+    if sum(look.share for look in looks) > 1 + 1e-9 or any(look.share <= 0 for look in looks):
+        raise ValueError("looks that spend more than the budget; wanted shares above 0 that add up to 1 at most")
+    places = np.arange(summaries.shape[1]) if coordinates is None else coordinates
+    fold = _fold_of(summaries, per_day)
+    found: list[LookReference] = []
+    for number, look in enumerate(looks):
+        try:
+            found.append(_fit_look(summaries, fold, look, judged_by(look, places, grid), floor=floor))
+        except InvalidError as error:
+            if number == 0 or error.code != "too-few":
+                raise
+    return tuple(found)
+
+
+def judged_by(look: Look, coordinates: IntArray, grid: Grid) -> IntArray:
+    """Which of the judged coordinates the look uses: places among them, int64[d], ascending."""
+    if not look.is_classes:
+        return np.arange(len(coordinates))
+    return np.flatnonzero(coordinates >= summarizer(grid).classes.start).astype(np.int64)
+
+
+def fit_modes(summaries: DoubleArray, modes: int, *, floor: float = DEVIATION_FLOOR) -> Modes:
+    """Hard clusters of vectors float64[n, d], by likelihood, from slices along the longest axis on. Raises: InvalidError (too-few).
+
+    The covariance of each is drawn towards that of all (`PRIOR_WINDOWS`), so few windows make no cloud of their own. A coordinate that
+    varied less than `floor` in a mode is taken to vary by it, as in `fit_scatter`: a class that was never seen there is no alarm at once.
+    """
+    n = len(summaries)
+    if n < 2 * modes:
+        raise InvalidError(f"{modes} modes of {n} windows; wanted at least {2 * modes}.", code="too-few")
+    if modes == 1:
+        return Modes((fit_scatter(summaries, floor=floor, is_floor_variance=True),), np.ones(1))
+    deviation = np.maximum(summaries.std(axis=0), floor)
+    x = (summaries - summaries.mean(axis=0)) / deviation
+    axis = x @ np.linalg.eigh(x.T @ x)[1][:, -1]
+    label = np.searchsorted(np.quantile(axis, np.arange(1, modes) / modes), axis)
+    del x
+    for _ in range(_MAX_ROUNDS):
+        found = _clouds(summaries, label, deviation, floor=floor)
+        now = found.nearest(summaries)
+        if float((now != label).mean()) <= _SETTLED:
+            break
+        label = now
+    return found
+
+
+def _clouds(summaries: DoubleArray, label: IntArray, deviation: DoubleArray, *, floor: float) -> Modes:
+    n, d = summaries.shape
+    parts = [summaries[label == mode] / deviation for mode in np.unique(label)]
+    parts = [part for part in parts if len(part) >= 2]
+    means = [part.mean(axis=0) for part in parts]
+    squares = [(part - mean).T @ (part - mean) for part, mean in zip(parts, means, strict=True)]
+    common = sum(squares, start=np.zeros((d, d))) / n
+    common += _RIDGE * max(float(np.trace(common)) / d, DEVIATION_FLOOR) * np.eye(d)
+    least = (floor / deviation) ** 2
+    clouds = []
+    for part, mean, square in zip(parts, means, squares, strict=True):
+        covariance = (square + PRIOR_WINDOWS * common) / (len(part) + PRIOR_WINDOWS)
+        factor, is_degenerate = factorised(covariance + np.diag(np.maximum(least - np.diag(covariance), 0)))
+        shrinkage = PRIOR_WINDOWS / (len(part) + PRIOR_WINDOWS)
+        clouds.append(Scatter(mean * deviation, deviation, factor, 1.0 if is_degenerate else shrinkage, is_degenerate))
+    return Modes(tuple(clouds), np.array([len(part) / n for part in parts]))
+
+
+def _fold_of(summaries: DoubleArray, per_day: int) -> IntArray:
+    """Which fourth of the days that have testable rows each row belongs to: int64[n]; rows of days without any count to those before."""
+    day = np.arange(len(summaries)) // per_day
+    days = np.unique(day[is_testable(summaries)])
+    place = np.maximum(np.searchsorted(days, day, side="right") - 1, 0)
+    return np.asarray(place * FOLDS // max(len(days), 1), dtype=np.int64)
+
+
+def _fold_scores(stretches: DoubleArray, fold: IntArray, look: Look, *, floor: float) -> DoubleArray:
+    known, at = is_testable(stretches), np.arange(len(stretches))
+    found = np.full(len(stretches), np.nan)
+    for number in np.unique(fold):
+        start, stop = np.flatnonzero(fold == number)[[0, -1]]
+        # stretches that reach into the fold from before or after it are in neither part
+        is_in = (fold == number) & known & (at - look.subwindows + 1 >= start)
+        is_out = known & ((at < start) | (at - look.subwindows + 1 > stop))
+        if is_in.any():
+            found[is_in] = fit_modes(stretches[is_out], look.modes, floor=floor).scores(stretches[is_in])
+    return found
+
+
+def _fit_look(summaries: DoubleArray, fold: IntArray, look: Look, coordinates: IntArray, *, floor: float) -> LookReference:
+    stretches = pooled(summaries[:, coordinates], look.subwindows)
+    known = is_testable(stretches)
+    if not len(coordinates) or not known.any():
+        raise InvalidError(f"No testable stretch of {look.subwindows} rows among {len(stretches)} of {look.name}.", code="too-few")
+    scores = _fold_scores(stretches, fold, look, floor=floor)
+    tail = _tail(scores[~np.isnan(scores)])
+    modes = fit_modes(stretches[known], look.modes, floor=floor).rounded()
+    return LookReference(Look(look.name, look.subwindows, look.is_classes, len(modes.clouds), look.share), coordinates, modes, tail)
+
+
+def _tail(scores: DoubleArray) -> Tail:
+    """The tail of these scores, of shape `MIN_SHAPE` at least, its scale by the mean of the excesses."""
+    found = fit_tail(scores)
+    if found.xi < MIN_SHAPE:
+        excesses = found.scores[found.scores > found.q].astype(np.float64) - found.q
+        found = Tail(found.scores, found.q, MIN_SHAPE, float(excesses.mean()) * (1 - MIN_SHAPE))
+    return found.thinned(TAIL_SCORES)
+
+
+def _float32(numbers: DoubleArray) -> DoubleArray:
+    return numbers.astype(np.float32).astype(np.float64)
