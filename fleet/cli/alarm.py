@@ -64,7 +64,7 @@ def show(alarm: str, as_json: bool = JsonOption, server: str | None = ServerOpti
     )
     output.facts({name: found[name] for name in names})
     output.facts(
-        {"R": f"{found['statistic']:.4g} of {found['threshold']:.4g}", "false alarms per year asked": found["false_alarms_per_year"]}
+        {"evidence": f"{found['statistic']:.4g} of {found['threshold']:.4g}", "false alarms per year asked": found["false_alarms_per_year"]}
     )
     columns: tuple[tuple[str, Any], ...] = (
         ("FEATURE", lambda row: row["feature"]),

@@ -16,7 +16,7 @@ _ROWS: tuple[tuple[str, Any], ...] = (
     ("PIPELINE", lambda row: row["pipeline"]),
     ("REFERENCE", lambda row: f"{row['grade']} ({row['days']} days)"),
     ("P", lambda row: "" if row["p"] is None else f"{row['p']:.2g}"),
-    ("R", lambda row: f"{row['statistic']:.3g} of {row['threshold']:.3g}" if row["threshold"] else ""),
+    ("EVIDENCE", lambda row: f"{row['statistic']:.3g} of {row['threshold']:.3g}" if row["threshold"] else ""),
     ("ALARM", lambda row: f"{row['alarm']} {row['alarm_state']}" if row["alarm"] else ""),
     ("CONDITIONS", lambda row: ", ".join(sorted(row["conditions"]))),
 )

@@ -17,7 +17,7 @@ def import_reference(
     recording: Path = typer.Argument(..., exists=True, dir_okay=False, help="What `mooring-agent drift record` wrote."),
     pipeline: str = typer.Option(..., "--pipeline", help="Which of its pipelines."),
     model: str = typer.Option("", "--model", help="First 16 bytes of the model file's digest; else the one of which there is most."),
-    indoor: bool = typer.Option(False, "--indoor", help="Light there does not follow the day: blocks may be shorter."),
+    indoor: bool = typer.Option(False, "--indoor", help="Light there does not follow the day: blocks that order devices may be shorter."),
     reason: str = ReasonOption,
     as_json: bool = JsonOption,
     server: str | None = ServerOption,

@@ -86,6 +86,15 @@ def watched(alarm: Alarm, statistic: float, *, now: datetime, hold: timedelta) -
     return alarm if alarm.low_since is not None else replace(alarm, low_since=since)
 
 
+def settled(alarm: Alarm, low_since: datetime | None, *, now: datetime, hold: timedelta) -> Alarm:
+    """The open alarm after a look at its hours: recovered when they have been below √A for the hold time; None: they are not."""
+    if not alarm.is_open:
+        return alarm
+    if low_since is not None and now - low_since >= hold:
+        return cleared(replace(alarm, low_since=low_since), AlarmEvent.RECOVERED, now=now)
+    return alarm if alarm.low_since == low_since else replace(alarm, low_since=low_since)
+
+
 def joined(alarm: Alarm, features: Iterable[Attribution], words: str) -> Alarm:
     """The open alarm with features that moved since; those it had stay."""
     known = {one.feature for one in alarm.features}
@@ -107,16 +116,6 @@ def cause_of(features: Iterable[Attribution]) -> Cause:
     if groups & {"input", "embedding"}:
         return Cause.INPUT
     return Cause.PRIOR if groups & {"output", "classes"} else Cause.UNKNOWN
-
-
-def threshold_of(rate: float, block: int) -> float:
-    """A: what R must reach for `rate` false alarms per device-year, with blocks of so many sub-windows."""
-    return blocks_per_year(block) / rate
-
-
-def blocks_per_year(block: int) -> float:
-    """Y: how many blocks of so many sub-windows a year of 365 days has."""
-    return 365.0 * 144 / block
 
 
 def rate_of(rate: float, fleet_rate: float, devices: int) -> float:

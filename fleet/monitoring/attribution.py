@@ -116,8 +116,13 @@ def distances(p: DoubleArray, q: DoubleArray) -> tuple[float, float, float]:
     return psi, js, float(np.abs(np.cumsum(p) - np.cumsum(q)).mean())
 
 
-def words_of(features: Sequence[Attribution], subject: AlarmSubject, *, onset: datetime, now: datetime, devices: Sequence[DeviceId]) -> str:
-    """One sentence for people, e.g. "Picture darker and blurrier since 14:10 UTC on 12 devices of site-b."."""
+def words_of(
+    features: Sequence[Attribution], subject: AlarmSubject, *, onset: datetime, now: datetime, devices: Sequence[DeviceId], seen: str = ""
+) -> str:
+    """One sentence for people, e.g. "Picture darker and blurrier since 14:10 UTC on 12 devices of site-b.".
+
+    `seen`: in what it was seen, e.g. "in the mean of three hours".
+    """
     said = {"input": "Picture", "sensor": "Readings", "output": "Answers", "classes": "Answers"}
     parts: dict[str, list[str]] = {}
     for one in features:
@@ -127,7 +132,7 @@ def words_of(features: Sequence[Attribution], subject: AlarmSubject, *, onset: d
     text = "; ".join([sentences[0], *(sentence[0].lower() + sentence[1:] for sentence in sentences[1:])])
     same_day = onset.date() == now.date()
     since = f"{onset:%H:%M} UTC" if same_day else f"{onset:%Y-%m-%d %H:%M} UTC"
-    return f"{text} since {since} on {_place(subject, devices)}."
+    return f"{text} since {since} on {_place(subject, devices)}{f', seen {seen}' if seen else ''}."
 
 
 def word_for(feature: str, place: float, spread: float) -> str:

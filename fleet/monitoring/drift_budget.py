@@ -9,6 +9,7 @@ from fleet.devices import twins
 from fleet.monitoring import alarm_store, alarms, detectors, drift_store
 from fleet.monitoring.drift_alarms import DETECTOR
 from fleet.monitoring.drift_rules import DriftRules
+from fleet.monitoring.drift_tables import SeriesRow
 from protocol.errors import NotFoundError
 from protocol.ids import DeviceId, TenantId
 
@@ -36,6 +37,22 @@ def review_budget(tx: Connection, tenant: TenantId, *, rules: DriftRules, now: d
     detail = {"devices": devices, "before": decided or 0, "rate_per_device_year": rate, "rate_per_fleet_year": rules.fleet_rate}
     audit.append(tx, tenant=tenant, actor=DETECTOR, action=_DECIDED, subject=f"tenant/{tenant}", now=now, detail=detail)
     return True
+
+
+def rate_for(tx: Connection, row: SeriesRow, rules: DriftRules) -> float:
+    """False alarms per year that the series may raise: its part of the fleet's, or what is set for its device, its group, or all."""
+    if rules.fleet_rate <= 0:
+        try:
+            own = device_store.get_twin(tx, row.tenant, row.device).config.drift.false_alarms_per_year
+            if own is not None:
+                return own
+            owner = device_store.get_device(tx, row.tenant, row.device)
+            of_group = device_store.get_group(tx, row.tenant, owner.group).config.drift.false_alarms_per_year
+            if of_group is not None:
+                return of_group
+        except NotFoundError:
+            pass
+    return allowed(alarms.rate_of(rules.rate, rules.fleet_rate, alarm_store.find_budget(tx, row.tenant) or 1))
 
 
 def allowed(rate: float) -> float:

@@ -1,44 +1,19 @@
 """What a series is judged by: its reference in use; where the server judges, one that it fits from hours itself."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
 
 from fleet.db import Connection
-from fleet.monitoring import detectors, drift_references, drift_store, reference_store
-from fleet.monitoring.drift_model import Check, Grade, Reference
-from fleet.monitoring.drift_profiles import find_profile
-from fleet.monitoring.drift_tables import SeriesRow
+from fleet.monitoring import detectors, drift_references, drift_store, stretches
+from fleet.monitoring.drift_known import Known
+from fleet.monitoring.drift_model import DAY, HOUR, Check, Grade
 from protocol.errors import InvalidError
 from protocol.sketches.codec import SketchWindow, decode
 from protocol.sketches.grid import Grid
-from protocol.sketches.profile import ModelProfile
-from protocol.sketches.reference import CALIBRATED_DAYS, PROVISIONAL_DAYS, DeviceReference, decode_reference, fit_reference
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Known:
-    """What judging a series starts from."""
-
-    row: SeriesRow
-    grid: Grid
-    profile: ModelProfile | None
-    references: Mapping[str, DeviceReference]
-    sources: Mapping[str, Reference]
-
-
-def known_of(tx: Connection, row: SeriesRow, grid: Grid) -> Known:
-    """What judging the series starts from; references of another version of this program are left out."""
-    stored = reference_store.list_references(tx, row)
-    decoded: dict[str, DeviceReference] = {}
-    for one in stored:
-        try:
-            decoded[one.reference_id] = decode_reference(one.body, grid)
-        except InvalidError:  # checked when it was stored; of another version of this program
-            continue
-    return Known(row, grid, find_profile(tx, row.tenant, row.model, row.grid_id), decoded, {one.reference_id: one for one in stored})
+from protocol.sketches.looks import HOURLY_LOOKS
+from protocol.sketches.reference import CALIBRATED_DAYS, PROVISIONAL_DAYS, DeviceReference, fit_reference
 
 
 def current_reference(tx: Connection, known: Known, *, now: datetime) -> DeviceReference | None:
@@ -67,13 +42,14 @@ def _fit(tx: Connection, known: Known) -> DeviceReference | None:
 
 
 def fit_server_reference(windows: Sequence[SketchWindow], grid: Grid, model: bytes) -> DeviceReference | None:
-    """A reference from hourly windows, each standing for its sub-windows that have rows; None when they do not suffice. Pure."""
-    if not windows:
+    """A reference from windows of single hours that have rows in most of their sub-windows; None when they do not suffice. Pure."""
+    hours = {one.w0 // HOUR: one for one in windows if one.w0 // HOUR == (one.w0 + one.nsub - 1) // HOUR}
+    kept = {hour: one for hour, one in sorted(hours.items()) if one.mask.bit_count() >= stretches.KNOWN}
+    if not kept:
         return None
-    summaries = detectors.summaries_of([one.counts for one in windows], grid)
-    places = [[one.w0 + index for index in range(one.nsub) if one.mask >> index & 1] for one in windows]
-    repeated = np.repeat(summaries, [len(one) for one in places], axis=0)
+    summaries = detectors.summaries_of([one.counts for one in kept.values()], grid)
+    places = HOUR * np.array(list(kept), dtype=np.int64)
     try:
-        return fit_reference(repeated, np.array([w0 for one in places for w0 in one], dtype=np.int64), grid=grid, model=model)
+        return fit_reference(summaries, places, grid=grid, model=model, looks=HOURLY_LOOKS, per_day=DAY // HOUR)
     except InvalidError:
         return None

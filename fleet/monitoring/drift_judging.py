@@ -1,6 +1,5 @@
 """One pipeline of a device: what changed is summed and judged; its alarm is raised, widened, recovers and ends. Safe to redo."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -17,25 +16,27 @@ from fleet.monitoring import (
     drift_budget,
     drift_fitting,
     drift_group_store,
+    drift_known,
+    drift_looking,
+    drift_raising,
     drift_store,
     drift_sums,
     reference_store,
 )
 from fleet.monitoring import store as monitoring_store
 from fleet.monitoring.attribution import Base
-from fleet.monitoring.detectors import Crossing, Scored
-from fleet.monitoring.drift_alarms import DETECTOR, clear_alarm, raise_alarm, save_cleared
-from fleet.monitoring.drift_fitting import Known
+from fleet.monitoring.detectors import Scored
+from fleet.monitoring.drift_alarms import DETECTOR, clear_alarm
 from fleet.monitoring.drift_groups import group_of
-from fleet.monitoring.drift_model import BY_WINDOWS, DAY, Alarm, AlarmEvent, AlarmState, Check, Grade, SubjectKind
+from fleet.monitoring.drift_known import Known
+from fleet.monitoring.drift_looking import SCORE_MISMATCH
+from fleet.monitoring.drift_model import DAY, Alarm, AlarmEvent, Check, Grade, SubjectKind
 from fleet.monitoring.drift_profiles import grids_of
 from fleet.monitoring.drift_rules import DriftRules
 from fleet.monitoring.drift_tables import SeriesRow, WindowRow
 from protocol.errors import InvalidError, NotFoundError
-from protocol.ids import TenantId, new_id
-from protocol.sketches import cbor
-from protocol.sketches.codec import CONDITION_NAMES, Head, decode, read_head
-from protocol.sketches.counts import empty, summed
+from protocol.ids import TenantId
+from protocol.sketches.codec import CONDITION_NAMES, decode, read_head
 from protocol.sketches.evidence import (
     HISTORY,
     Evidence,
@@ -44,19 +45,14 @@ from protocol.sketches.evidence import (
     default_plan,
     encode_evidence,
     fleet_evidence,
-    fresh_evidence,
-    onset_block,
 )
 from protocol.sketches.grid import Grid
+from protocol.sketches.looks import threshold_of
 from protocol.sketches.profile import ModelProfile
 from protocol.sketches.reference import COMPLETE_DAY, DeviceReference
 
 #: A group waits so long after the first of its members' windows of an hour, so that one look sees most of them.
 GROUP_WAITS = timedelta(minutes=10)
-#: A condition that the server finds itself: a score that its counts do not confirm.
-SCORE_MISMATCH = "score_mismatch"
-#: Clean windows that tails of single features are taken from.
-_CLEAN_WINDOWS = 400
 
 
 def judge_series(tx: Connection, tenant: TenantId, series_key: int, *, rules: DriftRules, now: datetime) -> None:
@@ -72,10 +68,9 @@ def judge_series(tx: Connection, tenant: TenantId, series_key: int, *, rules: Dr
     _sum_up(tx, row, grid, start)
     row = _with_place(tx, row, now=now)
     if row.src == 0:
-        known = drift_fitting.known_of(tx, row, grid)
+        known = drift_known.known_of(tx, row, grid)
         row = _judged(tx, known, start, rules=rules, now=now)
         _end_of_release(tx, row, now=now)
-        row = _watch_alarm(tx, row, now=now)
         if row.group_key is not None:
             due = now + GROUP_WAITS
             drift_group_store.touch_group(tx, tenant, row.group_key, w0=drift_sums.hour_start(start), due_at=due)
@@ -129,46 +124,34 @@ def _judged(tx: Connection, known: Known, start: int, *, rules: DriftRules, now:
         return replace(row, reference_id=None, grade=Grade.COLLECTING, evidence_state=None, statistic=0.0, threshold=0.0, evidence=0.0)
     if reference.reference_id.hex() not in known.references:
         known = replace(known, references={**known.references, reference.reference_id.hex(): reference})
-    plan = default_plan(reference.subwindows)
-    rate = alarms.rate_of(rules.rate, rules.fleet_rate, alarm_store.find_budget(tx, row.tenant) or 1)
-    evidence = _evidence(row, plan)
-    if evidence is None:  # what the reference was learned from says nothing against it, nor what an alarm told already
-        oldest = row.next_w0 - HISTORY * reference.subwindows
-        normal = row.learning_from or 0
-        start = max(row.first_w0, oldest, normal, reference.last_w0 + 1 if row.decided_by is Check.SERVER else 0)
-        since = max(normal, row.restarted_at or 0)
-        evidence = Evidence(tuple(replace(state, since=since) for state in fresh_evidence(plan).states))
-    first = start // reference.subwindows * reference.subwindows
-    windows = drift_store.list_windows(tx, row.tenant, row.series_key, start=first, end=row.next_w0)
-    row = replace(row, reference_id=reference.reference_id.hex(), grade=Grade(reference.grade.value), threshold=max(plan.thresholds(rate)))
+    rate = drift_budget.rate_for(tx, row, rules)
+    threshold = threshold_of(rate, per_year=reference.per_year)
+    row = replace(row, reference_id=reference.reference_id.hex(), grade=Grade(reference.grade.value), threshold=threshold)
     row = replace(row, site_gap=_site_gap(known.profile, reference, known.grid))
-    scored, claims, mismatches = _scored(known, row, reference, windows)
-    if mismatches:
-        row = replace(row, conditions={**row.conditions, SCORE_MISMATCH: 600 * mismatches})
+    # also when all is judged anew: what the reference was learned from says nothing against it
+    evidence = _evidence(row, default_plan(reference.subwindows))
+    if evidence is None:
+        learned = reference.last_w0 + 1 if row.decided_by is Check.SERVER else 0
+        start = max(row.first_w0, row.next_w0 - HISTORY * reference.subwindows, row.learning_from or 0, learned)
+    first = start // reference.subwindows * reference.subwindows
+    reach = min(first, start - drift_raising.stretch_of(reference))
+    windows = drift_store.list_windows(tx, row.tenant, row.series_key, start=reach, end=row.next_w0)
+    seen = drift_looking.read_windows(known, row, reference, windows)
+    if seen.mismatches:
+        row = replace(row, conditions={**row.conditions, SCORE_MISMATCH: 600 * seen.mismatches})
     if not reference.may_alarm:
         return replace(row, conditions={**row.conditions, "reference_degenerate": 600})
-    opened = alarm_store.find_latest(tx, row.tenant, row.subject, causes=BY_WINDOWS)
-    is_open = opened is not None and opened.is_open
-    settled = detectors.settle(evidence, plan, rate, scored, start=first, until=row.next_w0, is_open=is_open)
-    for crossing, seen in settled.crossings:
-        _raise(tx, known, row, reference, seen, crossing, scored, rate=rate, now=now)
-        row = replace(row, restarted_at=crossing.w0 + 1)
-    evidence = settled.evidence
-    for w0 in claims:
-        if w0 < max(state.since for state in evidence.states):
-            continue
-        value = max(state.value for state in evidence.states)
-        crossing = Crossing("device", w0, max(value, row.threshold), row.threshold)
-        _raise(tx, known, row, reference, evidence, crossing, scored, rate=rate, now=now)
-        evidence = evidence.restarted(w0 + 1)
-        row = replace(row, restarted_at=w0 + 1)
-    row = _with_latest(row, known, reference, scored, newest)
-    return replace(
-        row,
-        evidence_state=encode_evidence(evidence),
-        statistic=max(state.value for state in evidence.states),
-        evidence=fleet_evidence(evidence.states[0]),
-    )
+    row = drift_looking.look(tx, known, row, reference, seen, start=start, rate=rate, now=now)
+    row = _with_latest(row, known, reference, seen.scored, newest)
+    return _in_order(row, reference, evidence, seen.scored, first)
+
+
+def _in_order(row: SeriesRow, reference: DeviceReference, evidence: Evidence | None, scored: Scored, first: int) -> SeriesRow:
+    """The series with what orders devices: e-values over blocks, from the one that begins with sub-window `first` on (DRIFT 5.6)."""
+    after = scored.w0s >= first
+    kept = Scored(scored.w0s[after], scored.scores[after], scored.p[after])
+    moved = detectors.judge(evidence, default_plan(reference.subwindows), row.threshold, kept, start=first, is_stopping=False).evidence
+    return replace(row, evidence_state=encode_evidence(moved), evidence=fleet_evidence(moved.states[0]))
 
 
 def _evidence(row: SeriesRow, plan: Plan) -> Evidence | None:
@@ -179,83 +162,6 @@ def _evidence(row: SeriesRow, plan: Plan) -> Evidence | None:
         return decode_evidence(row.evidence_state, plan)
     except InvalidError:
         return None
-
-
-def _scored(known: Known, row: SeriesRow, reference: DeviceReference, windows: Sequence[WindowRow]) -> tuple[Scored, list[int], int]:
-    """Scores of the windows; sub-windows in which the device says that its check fired and whose counts confirm it; those they do not."""
-    if row.decided_by is Check.SERVER:
-        decoded = [decode(one.body, known.grid) for one in windows if one.nsub > 1]
-        return detectors.server_scores(decoded, reference, known.grid), [], 0
-    heads: list[Head] = []
-    claims: list[int] = []
-    mismatches = 0
-    for one in windows:
-        head = read_head(one.body)
-        by = known.references.get(head.reference_id.hex()) if head.reference_id is not None else None
-        if one.nsub == 1 and by is not None:
-            if not detectors.is_verified(decode(one.body, known.grid), by, known.grid):
-                mismatches += 1
-                continue
-            is_current = by.reference_id == reference.reference_id  # what a retired one said was answered with it
-            if is_current and float(by.p_values(head.scores)[0]) < detectors.ONSET_P:
-                claims.append(one.w0)
-        heads.append(head)
-    heads.sort(key=lambda head: (head.nsub, head.w0))  # where both tell of a sub-window, its hour counts
-    return detectors.device_scores(heads, known.references), claims, mismatches
-
-
-def _raise(
-    tx: Connection,
-    known: Known,
-    row: SeriesRow,
-    reference: DeviceReference,
-    evidence: Evidence,
-    crossing: Crossing,
-    scored: Scored,
-    *,
-    rate: float,
-    now: datetime,
-) -> Alarm:
-    state = next((one for one in evidence.states if one.subwindows == reference.subwindows), evidence.states[0])
-    onset = detectors.onset_of(scored, min(onset_block(state), crossing.w0 // state.subwindows), state.subwindows, until=crossing.w0)
-    windows = drift_store.list_windows(tx, row.tenant, row.series_key, start=onset, end=max(row.next_w0, crossing.w0 + 1))
-    used = [one for one in windows if one.nsub > 1] or windows
-    base = _base(tx, known, reference)
-    counts = summed((decode(one.body, known.grid).counts for one in used), known.grid)
-    features = attribution.attribute(known.grid, base, counts) if counts.rows else ()
-    subject = row.subject
-    began = drift_sums.moment_of(onset)
-    words = attribution.words_of(features, subject, onset=began, now=now, devices=[row.device])
-    alarm = Alarm(
-        tenant=row.tenant,
-        alarm=new_id("al"),
-        subject=subject,
-        state=AlarmState.RAISED,
-        cause=alarms.cause_of(features),
-        grade=Grade(reference.grade.value),
-        grid_id=row.grid_id,
-        reference_id=reference.reference_id.hex(),
-        onset=began,
-        raised_at=now,
-        statistic=crossing.statistic,
-        threshold=crossing.threshold,
-        rate=rate,
-        features=features,
-        words=words,
-        devices=(row.device,),
-        evidence=tuple(f"{one.w0}-{one.nsub}" for one in windows[:100]),
-    )
-    return raise_alarm(tx, alarm, now=now, hold=alarms.hold_time(alarm, reference.subwindows))
-
-
-def _base(tx: Connection, known: Known, reference: DeviceReference) -> Base:
-    """What clean time looked like: the windows that the reference was learned from, else the release's own counts."""
-    row = known.row
-    windows = drift_store.list_windows(tx, row.tenant, row.series_key, start=reference.first_w0, end=reference.last_w0 + 1)
-    clean = [decode(one.body, known.grid).counts for one in windows if one.nsub > 1][-_CLEAN_WINDOWS:]
-    if clean:
-        return Base(reference, summed(clean, known.grid), [one for one in clean if one.rows])
-    return Base(reference, known.profile.reference if known.profile is not None else empty(known.grid))
 
 
 def _with_latest(row: SeriesRow, known: Known, reference: DeviceReference, scored: Scored, newest: WindowRow | None) -> SeriesRow:
@@ -286,35 +192,6 @@ def _site_gap(profile: ModelProfile | None, reference: DeviceReference, grid: Gr
     if profile is None or not profile.reference.rows:
         return None
     return detectors.site_gap(reference, detectors.summaries_of([profile.reference], grid)[0])
-
-
-def _watch_alarm(tx: Connection, row: SeriesRow, *, now: datetime) -> SeriesRow:
-    """Look whether the open alarm of the series recovered; by the time of its windows, since a device that is silent does not recover."""
-    subject = row.subject
-    alarm = alarm_store.find_latest(tx, row.tenant, subject, causes=BY_WINDOWS)
-    if alarm is None or not alarm.is_open or row.judged_until is None or row.reference_id is None:
-        return row
-    watch_recovery(tx, alarm, row.statistic, block=_block_of(row), judged_until=row.judged_until, now=now)
-    return row
-
-
-def _block_of(row: SeriesRow) -> int:
-    if row.evidence_state is None:
-        return DAY
-    document = cbor.decode(row.evidence_state, max_bytes=64 << 10, what="Evidence")
-    return int(max(state[0] for state in document[1]))
-
-
-def watch_recovery(tx: Connection, alarm: Alarm, statistic: float, *, block: int, judged_until: int, now: datetime) -> None:
-    """Keep what a look at the restarted evidence says of an open alarm."""
-    hold = alarms.hold_time(alarm, block)
-    seen = alarms.watched(alarm, statistic, now=drift_sums.moment_of(judged_until), hold=hold)
-    if seen == alarm:
-        return
-    if seen.is_open:
-        alarm_store.save_alarm(tx, seen)
-    else:
-        save_cleared(tx, replace(seen, cleared_at=now), by=DETECTOR, now=now)
 
 
 def _end_of_release(tx: Connection, row: SeriesRow, *, now: datetime) -> None:

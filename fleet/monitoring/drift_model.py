@@ -36,7 +36,7 @@ class AlarmEvent(StrEnum):
     CROSSING = "crossing"
     #: A person or the loop takes it.
     TAKEN = "taken"
-    #: The evidence, restarted at zero, stayed low for the hold time.
+    #: What looks say stayed low for the hold time.
     RECOVERED = "recovered"
     #: A new release was committed on the subject.
     RELEASED = "released"
@@ -193,7 +193,7 @@ class Alarm:
     #: Start of the sub-window in which it began.
     onset: datetime
     raised_at: datetime
-    #: e-Shiryaev-Roberts value at the crossing and the threshold it crossed.
+    #: How seldom what crossed comes without a change (1 / least p over share of the looks), and the threshold it crossed.
     statistic: float
     threshold: float
     #: The false alarms per device-year that threshold stands for.
@@ -219,7 +219,7 @@ class Alarm:
     muted_until: datetime | None = None
     #: When people were last told.
     notified_at: datetime | None = None
-    #: When the evidence, restarted, fell below the root of the threshold; None while it is above.
+    #: Since when, by the time of its windows, the statistic has been below the root of the threshold; None while it is above.
     low_since: datetime | None = None
     revision: int = 1
 
@@ -245,9 +245,9 @@ class DriftState:
     grade: Grade
     check: Check
     reference_id: str | None
-    #: R of the finished blocks, and the running sum of e-values inside the open block.
+    #: How seldom the latest stretch comes without a change: an alarm when it reaches the threshold.
     statistic: float
-    #: What the next crossing needs.
+    #: What a crossing needs: windows of a year over the false alarms allowed.
     threshold: float
     #: Latest T² and its p; None before a testable sub-window.
     score: float | None
@@ -367,6 +367,8 @@ class TimePoint:
     at: datetime
     score: float | None
     p: float | None
+    #: What the looks say at its end, to be compared with the threshold; None: nothing is known there.
+    statistic: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

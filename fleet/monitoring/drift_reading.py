@@ -8,7 +8,18 @@ import numpy as np
 from fleet.db import Connection, Database
 from fleet.devices import store as device_store
 from fleet.devices.model import DeviceFilter
-from fleet.monitoring import accuracy, alarm_store, attribution, detectors, drift_store, drift_sums, reference_store
+from fleet.monitoring import (
+    accuracy,
+    alarm_store,
+    attribution,
+    detectors,
+    drift_known,
+    drift_looking,
+    drift_raising,
+    drift_store,
+    drift_sums,
+    reference_store,
+)
 from fleet.monitoring.accuracy import Match
 from fleet.monitoring.drift_model import (
     DAY,
@@ -24,7 +35,7 @@ from fleet.monitoring.drift_profiles import find_profile, grids_of
 from fleet.monitoring.drift_tables import SeriesRow
 from protocol.errors import NotFoundError
 from protocol.ids import DeviceId, TenantId
-from protocol.sketches.codec import decode, read_head
+from protocol.sketches.codec import decode
 from protocol.sketches.counts import Counts, empty, summed
 from protocol.sketches.grid import Grid
 from protocol.sketches.profile import ModelProfile
@@ -97,25 +108,25 @@ def fleet_distributions(
 
 
 def timeline(database: Database, tenant: TenantId, device: DeviceId, pipeline: str, *, since: datetime, until: datetime) -> list[TimePoint]:
-    """T² and p of each sub-window of [since, until), oldest first."""
+    """Score, p and what the looks say of each sub-window of [since, until), oldest first."""
     start, end = drift_sums.sub_window_of(since), drift_sums.sub_window_of(until)
     with database.reading() as tx:
         row, grid = current_series(tx, tenant, device, pipeline)
-        references = {one.reference_id: decode_reference(one.body, grid) for one in reference_store.list_references(tx, row)}
-        windows = drift_store.list_windows(tx, tenant, row.series_key, start=start, end=end)
-    if row.decided_by == "server":
-        used = references.get(row.reference_id or "")
-        scored = detectors.server_scores([decode(one.body, grid) for one in windows if one.nsub > 1] if used else [], used, grid)  # type: ignore[arg-type]
-    else:
-        heads = sorted((read_head(one.body) for one in windows), key=lambda head: (head.nsub, head.w0))
-        scored = detectors.device_scores(heads, references)
-    points = zip(scored.w0s, scored.scores, scored.p, strict=True)
-    return [_point(int(w0), float(score), float(p)) for w0, score, p in points if start <= w0 < end]
+        known = drift_known.known_of(tx, row, grid)
+        reference = known.references.get(row.reference_id or "") or next(iter(known.references.values()), None)
+        if reference is None:
+            return []
+        reach = start - drift_raising.stretch_of(reference)
+        windows = drift_store.list_windows(tx, tenant, row.series_key, start=reach, end=end)
+    scored = drift_looking.read_windows(known, row, reference, windows).scored
+    statistics = drift_looking.statistics(known, row, reference, windows)
+    points = zip(scored.w0s.tolist(), scored.scores.tolist(), scored.p.tolist(), strict=True)
+    return [_point(w0, score, p, statistics.get(w0)) for w0, score, p in points if start <= w0 < end]
 
 
-def _point(w0: int, score: float, p: float) -> TimePoint:
+def _point(w0: int, score: float, p: float, statistic: float | None) -> TimePoint:
     is_known = not np.isnan(score)
-    return TimePoint(drift_sums.moment_of(w0), score if is_known else None, p if is_known else None)
+    return TimePoint(drift_sums.moment_of(w0), score if is_known else None, p if is_known else None, statistic)
 
 
 def accuracy_range(

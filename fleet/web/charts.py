@@ -54,12 +54,12 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A moment that is marked in a chart: an onset, the begin of a block."""
+    """A moment that is marked in a chart: an alarm's onset, its crossing."""
 
     at: datetime
     label: str
-    #: onset, alarm or block.
-    kind: str = "block"
+    #: onset or alarm.
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,7 +217,7 @@ def _alarm_page(
 ) -> HTMLResponse:
     found = drift_service.get_alarm(services_of(request).database, caller.tenant, alarm)
     made, points = _what_if(request, caller, found, rate=rate)
-    timeline = drift_views.timeline_chart(points, alarm=found, block=drift_views.block_of(found)) if points else None
+    timeline = drift_views.timeline_chart(points, threshold=found.threshold, alarm=found) if points else None
     view: AlarmPage = drift_views.alarm_page(found, words=drift_service.explain(found), what_if=made, timeline=timeline)
     said = str(error) if error else ""
     may = caller.may("alarms:write")
@@ -238,8 +238,8 @@ def _what_if(request: Request, caller: Caller, found: Alarm, *, rate: float | No
         since=found.onset - drift_views.BEFORE,
         until=until,
     )
-    block = drift_views.block_of(found)
-    return drift_views.what_if_view(points, onset=found.onset, block=block, asked=rate), points
+    per_year = drift_views.per_year_of(found)
+    return drift_views.what_if_view(points, onset=found.onset, per_year=per_year, asked=rate), points
 
 
 def _asked(rate: float | None, step: int | None) -> float | None:

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-import numpy as np
-
 from fleet.monitoring.drift_model import (
+    HOUR,
     AccuracyRange,
     Alarm,
     AlarmState,
@@ -20,16 +19,14 @@ from fleet.monitoring.drift_model import (
     Trust,
 )
 from fleet.web.charts import Bar, Chart, Line, Mark, bars_of, number
-from protocol.sketches.evidence import SUBWINDOWS_PER_YEAR, e_values, threshold, trajectory
 
 SUB_WINDOW = timedelta(minutes=10)
 #: False alarms per device-year that the what-if table always shows.
 RATES = (0.2, 0.5, 1.0, 2.0, 5.0)
 #: Steps of the slider: rates from 0.1 to 10, even in their logarithm.
 SLIDER_STEPS = 20
-#: How far back the evidence of the what-if begins before the onset: blocks that settled R.
-BEFORE = timedelta(days=14)
-DAY = 144
+#: How far before the onset the time line of an alarm begins.
+BEFORE = timedelta(days=2)
 #: Distributions on a page that asked for no feature.
 DISTRIBUTIONS_SHOWN = 4
 
@@ -261,56 +258,48 @@ def accuracy_view(found: AccuracyRange) -> AccuracyView:
     )
 
 
-def timeline_chart(points: Sequence[TimePoint], *, alarm: Alarm | None = None, block: int = DAY) -> Chart:
-    """T² of each sub-window, with the begin of each block, and of an alarm's onset and crossing."""
-    times = tuple(point.at for point in points)
-    marks = [Mark(at, "block") for at in _block_starts(times, block)]
-    if alarm is not None:
-        marks += [Mark(alarm.onset, "onset", "onset"), Mark(alarm.raised_at, "raised", "alarm")]
-    lines = (Line("score", tuple(point.score for point in points)),)
-    note = "T² of ten-minute windows; what was not testable is a gap. Grey lines: where a block begins."
-    return Chart("timeline", "Drift score", "", times, lines, note=note, marks=tuple(marks), is_log=True)
-
-
-def block_of(alarm: Alarm) -> int:
-    """Sub-windows per block of the check that raised the alarm, by its threshold: A = blocks a year / rate."""
-    per_year = alarm.threshold * alarm.rate
-    known = (36, 144, 288, 1008)
-    if not (math.isfinite(per_year) and per_year > 0):
-        return DAY
-    return min(known, key=lambda one: abs(math.log(per_year * one / SUBWINDOWS_PER_YEAR)))
-
-
-def what_if(points: Sequence[TimePoint], *, onset: datetime, rate: float, block: int) -> WhatIf:
-    """When these windows would have raised an alarm at `rate` false alarms a year, counted from the onset.
-
-    The running value starts at 0 with the first of the points; what it did before the onset counts as no alarm.
-    """
-    if not points:
-        return WhatIf(rate, None)
-    first = _window_of(points[0].at) // block * block
-    last = _window_of(points[-1].at) // block * block + block
-    e = np.full(last - first, np.nan)
+def timeline_chart(points: Sequence[TimePoint], *, threshold: float, alarm: Alarm | None = None) -> Chart:
+    """What looks say, the largest of each hour, against what raises an alarm; with an alarm's onset and crossing."""
+    largest: dict[int, TimePoint] = {}
     for point in points:
-        if point.p is not None:
-            e[_window_of(point.at) - first] = float(e_values(point.p))
-    running = trajectory(e.reshape(-1, block)).ravel()
-    begin = max(0, _window_of(onset) - first)
-    reached = np.flatnonzero(running[begin:] >= threshold(rate, SUBWINDOWS_PER_YEAR / block))
-    seen = _window_of(points[-1].at) - first - begin
-    if not len(reached) or reached[0] > seen:
-        return WhatIf(rate, None)
-    # the window is judged at its end
-    return WhatIf(rate, SUB_WINDOW * (int(reached[0]) + 1))
+        hour = _window_of(point.at) // HOUR
+        if point.statistic is not None and point.statistic >= _said(largest.get(hour)):
+            largest[hour] = point
+        else:
+            largest.setdefault(hour, point)
+    times = tuple(point.at for point in largest.values())
+    marks = [] if alarm is None else [Mark(alarm.onset, "onset", "onset"), Mark(alarm.raised_at, "raised", "alarm")]
+    lines = [Line("now", tuple(point.statistic for point in largest.values()))]
+    lines += [Line("alarm", (threshold,) * len(times))] if threshold > 0 else []
+    note = "How seldom what was seen comes without a change: once in so many windows. The largest of each hour; a gap was not testable."
+    return Chart("timeline", "How unlike normal", "", times, tuple(lines), note=note, marks=tuple(marks), is_log=True)
 
 
-def what_if_view(points: Sequence[TimePoint], *, onset: datetime, block: int, asked: float | None) -> WhatIfView | None:
-    """The table of delays, and the one that was asked for; None without windows."""
-    if not any(point.p is not None for point in points):
+def _said(point: TimePoint | None) -> float:
+    return 0.0 if point is None or point.statistic is None else point.statistic
+
+
+def per_year_of(alarm: Alarm) -> float:
+    """Windows that the check which raised the alarm judges in a year, by its threshold; 0: it has none."""
+    return alarm.threshold * alarm.rate
+
+
+def what_if(points: Sequence[TimePoint], *, onset: datetime, rate: float, per_year: float) -> WhatIf:
+    """When these windows would have raised an alarm at `rate` false alarms a year, counted from the onset."""
+    for point in points:
+        if point.at >= onset and _said(point) >= per_year / rate:
+            return WhatIf(rate, point.at + SUB_WINDOW - onset)  # the window is judged at its end
+    return WhatIf(rate, None)
+
+
+def what_if_view(points: Sequence[TimePoint], *, onset: datetime, per_year: float, asked: float | None) -> WhatIfView | None:
+    """The table of delays, and the one that was asked for; None without windows, or for an alarm without a threshold."""
+    known = sum(point.statistic is not None for point in points)
+    if not known or not per_year > 0:
         return None
-    rows = tuple(what_if(points, onset=onset, rate=rate, block=block) for rate in RATES)
-    chosen = what_if(points, onset=onset, rate=asked, block=block) if asked is not None else None
-    return WhatIfView(rows, chosen, step_of(asked or 1.0), sum(point.p is not None for point in points))
+    rows = tuple(what_if(points, onset=onset, rate=rate, per_year=per_year) for rate in RATES)
+    chosen = what_if(points, onset=onset, rate=asked, per_year=per_year) if asked is not None else None
+    return WhatIfView(rows, chosen, step_of(asked or 1.0), known)
 
 
 def rate_of_step(step: int) -> float:
@@ -395,7 +384,8 @@ def explanation(alarm: Alarm, words: str) -> tuple[tuple[str, str], ...]:
     rate, count = number(alarm.rate), max(1, len(alarm.devices))
     sure = (
         f"If nothing had changed, this check would raise about {rate} alarm{'' if alarm.rate == 1 else 's'} per device and year, "
-        f"or fewer. The evidence reached {number(alarm.statistic)} where {number(alarm.threshold)} are needed."
+        f"or fewer. What was seen comes once in {number(alarm.statistic)} windows by itself, or more seldom; "
+        f"{number(alarm.threshold)} are needed."
     )
     if alarm.grade is Grade.PROVISIONAL:
         sure += " The reference is young (14 to 27 days): the rate is not promised yet."
@@ -451,7 +441,7 @@ def pipeline_drift(
         ("Reference", state.grade.value if state.grade is not Grade.COLLECTING else f"learning: day {state.days} of 14, no alarms yet"),
         ("Check", f"by the {state.check.value}"),
         ("Latest score", f"{number(state.score)} (p {number(state.p)})"),
-        ("Evidence", f"{number(state.statistic)} of {number(state.threshold)}"),
+        ("Evidence", f"{number(state.statistic)}, with {number(state.threshold)} an alarm is raised"),
         ("Site gap", f"{number(state.site_gap)} (distance to the model's own reference; shown, never an alarm)"),
         ("Peers", f"p {number(state.peer_p)} against devices like it; shown, never an alarm"),
         ("Judged until", f"{state.judged_until:%Y-%m-%d %H:%M} UTC" if state.judged_until else "nothing yet"),
@@ -462,7 +452,7 @@ def pipeline_drift(
         pipeline=state.pipeline,
         alarm=row.alarm or "",
         accuracy=accuracy_view(accuracy) if accuracy else None,
-        timeline=timeline_chart(points, alarm=alarm, block=block_of(alarm) if alarm else DAY),
+        timeline=timeline_chart(points, threshold=state.threshold, alarm=alarm),
         distributions=tuple(distribution_view(one) for one in shown),
         features=tuple(cell.feature for cell in row.cells),
         feature=feature,
@@ -524,11 +514,3 @@ def _heat_row(row: OverviewRow, features: Sequence[str]) -> HeatRow:
 
 def _window_of(moment: datetime) -> int:
     return int(moment.timestamp()) // int(SUB_WINDOW.total_seconds())
-
-
-def _block_starts(times: Sequence[datetime], block: int) -> list[datetime]:
-    if not times:
-        return []
-    first, last = _window_of(times[0]), _window_of(times[-1])
-    starts = range(-(-first // block) * block, last + 1, block)
-    return [datetime.fromtimestamp(start * SUB_WINDOW.total_seconds(), tz=times[0].tzinfo) for start in starts]

@@ -64,7 +64,7 @@ def test_a_raised_alarm_is_a_cloud_event_on_f_alarm(database, connect):
     camera = WatchedDevice()
     now = moment_of(W0 + 162)
     rules = IngestRules(is_enrolled=lambda _tx, _tenant, devices: set(devices), on_event=(drift_references.take_event,))
-    dark = camera.hours(W0 + 144, 3, shift=(-3.0, -3.0, 0.0, 0.0))
+    dark = camera.evidence(W0 + 144, shift=(-3.0, -3.0, 0.0, 0.0))
     ingest_batch(database, [camera.learned(), *map(camera.message, [*camera.hours(W0, 24), *dark])], rules=rules, now=now)
     drift_tick.tick(database, rules=DriftRules(), now=now)
     reader, controller = connect(READER, "mooring/1/t0/f/#"), connect(CONTROLLER)

@@ -10,14 +10,13 @@ from simulators import sketches
 from simulators.sketches import SketchDevice
 
 from fleet.audit import Actor, ActorKind
-from fleet.bus import Incoming
 from fleet.db import Database
 from fleet.monitoring import drift_references, drift_service, drift_tick
 from fleet.monitoring.drift_model import Alarm
 from fleet.monitoring.drift_rules import DriftRules
 from protocol.clock import to_unix_ms
 from protocol.ids import DEFAULT_TENANT, DeviceId
-from protocol.sketches.codec import SUBWINDOW_MS
+from protocol.sketches.codec import SUBWINDOW_MS, SketchWindow
 from protocol.sketches.counts import Counts
 from protocol.sketches.profile import ModelProfile
 from protocol.sketches.reference import DeviceReference, fit_reference
@@ -81,17 +80,19 @@ def add_drift(database: Database, ingest: Callable[..., None], device: str, *, n
         reason="test",
     )
     sender = SketchDevice(device, pipeline, grid=release_profile().grid)
-    ingest(*(_hour(sender, reference, w0, is_shifted=w0 >= end - 6 * SHIFTED_HOURS) for w0 in range(start, end, 6)))
+    hours = [_parts(sender, reference, w0, is_shifted=w0 >= end - 6 * SHIFTED_HOURS) for w0 in range(start, end, 6)]
+    crossing = hours[-SHIFTED_HOURS][0]  # the check of the device fires at once: its evidence
+    ingest(*(sender.message(sender.hour(parts[0].w0, sub_windows=parts)) for parts in hours), sender.message(crossing))
     while drift_tick.tick(database, rules=DriftRules(), now=now):
         pass
     return drift_service.list_alarms(database, DEFAULT_TENANT, device=DeviceId(device))[0]
 
 
-def _hour(sender: SketchDevice, reference: DeviceReference, w0: int, *, is_shifted: bool) -> Incoming:
+def _parts(sender: SketchDevice, reference: DeviceReference, w0: int, *, is_shifted: bool) -> list[SketchWindow]:
+    """The six sub-windows of an hour."""
     counted = _shifted() if is_shifted else tuple(_clean()[(w0 + index) % len(_clean())] for index in range(6))
     scores = reference.scores(_summaries(counted))
-    parts = [
+    return [
         sender.sub_window(w0 + index, one, score=float(scores[index]), reference_id=reference.reference_id)
         for index, one in enumerate(counted)
     ]
-    return sender.message(sender.hour(w0, sub_windows=parts))

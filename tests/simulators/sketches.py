@@ -178,6 +178,10 @@ class WatchedDevice(SketchDevice):
         score = self.reference.scores(summarizer(self.grid).summarize(counted.cells[None], counted.classes[None]))[0]
         return self.sub_window(w0, counted, score=float(score), reference_id=self.reference.reference_id)
 
+    def evidence(self, w0: int, count: int = 1, **moved: Sequence[float]) -> list[SketchWindow]:
+        """So many sub-windows from `w0` on as they are sent when the check fires, each by itself."""
+        return [self.scored(at, **moved) for at in range(w0, w0 + count)]
+
     def hours(self, w0: int, count: int, **moved: Sequence[float]) -> list[SketchWindow]:
         """So many hours from `w0` on."""
         return [self.hour(at, sub_windows=[self.scored(at + index, **moved) for index in range(6)]) for at in range(w0, w0 + 6 * count, 6)]

@@ -111,10 +111,10 @@ def pipeline_drift(request: Request, device: str, pipeline: str, caller: SeesDri
 
 @router.get("/devices/{device}/drift/{pipeline}/timeline")
 def timeline(request: Request, device: str, pipeline: str, caller: SeesDrift, since: Since = None, until: Until = None) -> Response:
-    """Drift score and p of each sub-window."""
+    """Drift score and p of each sub-window, and what all looks say at its end (`statistic`): an alarm from the threshold on."""
     start, end = _span(request, since, until)
     points = drift_reading.timeline(services_of(request).database, caller.tenant, DeviceId(device), pipeline, since=start, until=end)
-    return rest.one({"points": [{"at": rest.iso(one.at), "score": one.score, "p": one.p} for one in points]})
+    return rest.one({"points": [{"at": rest.iso(one.at), "score": one.score, "p": one.p, "statistic": one.statistic} for one in points]})
 
 
 @router.get("/devices/{device}/drift/{pipeline}/references")

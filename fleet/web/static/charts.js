@@ -17,7 +17,7 @@
     return size >= 1000 ? `${+(value / 1000).toFixed(1)}k` : String(+value.toPrecision(3));
   };
 
-  // Where a block begins and an alarm's onset: lines across the plot, each said in words under the chart.
+  // An alarm's onset and crossing: lines across the plot, each said in words under the chart.
   function marked(marks) {
     return (plot) => {
       const { ctx, bbox } = plot;
@@ -27,19 +27,17 @@
         if (x < bbox.left || x > bbox.left + bbox.width) {
           continue;
         }
-        ctx.strokeStyle = color(mark.kind === "block" ? "--m-muted" : mark.kind === "onset" ? "--m-warn" : "--m-bad");
-        ctx.lineWidth = mark.kind === "block" ? 1 : 2;
+        ctx.strokeStyle = color(mark.kind === "onset" ? "--m-warn" : "--m-bad");
+        ctx.lineWidth = 2;
         ctx.setLineDash(mark.kind === "onset" ? [4, 4] : []);
         ctx.beginPath();
         ctx.moveTo(x, bbox.top);
         ctx.lineTo(x, bbox.top + bbox.height);
         ctx.stroke();
-        if (mark.kind !== "block") {
-          ctx.fillStyle = color("--m-text");
-          ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
-          ctx.textAlign = "left";
-          ctx.fillText(mark.label, x + 4, bbox.top + 14 * devicePixelRatio);
-        }
+        ctx.fillStyle = color("--m-text");
+        ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
+        ctx.textAlign = "left";
+        ctx.fillText(mark.label, x + 4, bbox.top + 14 * devicePixelRatio);
       }
       ctx.restore();
     };

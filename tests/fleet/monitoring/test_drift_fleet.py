@@ -200,7 +200,7 @@ def test_thresholds_follow_the_size_of_the_fleet_and_are_audited(database, camer
     assert (entry.detail["devices"], entry.detail["rate_per_device_year"]) == (4, 0.5)
     send(database, cameras, lambda camera: camera.hours(W0 + 6, 1), now=moment_of(W0 + 12))
     settle(database, now=moment_of(W0 + 12), rules=rules)
-    assert {row.state.threshold for row in drift_reading.device_overview(database, T0)} == {730.0}
+    assert {row.state.threshold for row in drift_reading.device_overview(database, T0)} == {105_120.0}
 
 
 @on_sqlite
@@ -283,6 +283,7 @@ def test_the_devices_that_drift_come_first_and_are_listed(database, cameras):
         lambda camera: camera.hours(W0, 72, shift=dark if camera.device == "cam-3" else (0.0,) * 4),
         now=moment_of(W0 + 432),
     )
+    send(database, cameras[2:3], lambda camera: camera.evidence(W0, shift=dark), now=moment_of(W0 + 432))
     settle(database, now=moment_of(W0 + 432))
     with database.transaction() as tx:
         drift_budget.review_order(tx, T0, rules=DriftRules())
@@ -352,7 +353,13 @@ def test_a_bigger_model_that_disagrees_counts_and_uncertain_frames_measure_nothi
 
 @on_sqlite
 def test_an_estimate_is_matched_by_a_shift_that_was_validated_at_release(database, cameras):
-    send(database, cameras[:1], lambda camera: camera.hours(W0, 24, shift=(-1.5, 0.0, 0.0, 0.0)), now=moment_of(W0 + 144))
+    dark = (-1.5, 0.0, 0.0, 0.0)
+    send(
+        database,
+        cameras[:1],
+        lambda camera: [*camera.hours(W0, 24, shift=dark), *camera.evidence(W0, 6, shift=dark)],
+        now=moment_of(W0 + 144),
+    )
     settle(database, now=moment_of(W0 + 144))
     span = {"since": START, "until": moment_of(W0 + 144)}
     estimated = drift_reading.accuracy_range(database, T0, DeviceId("cam-1"), "front", **span)
@@ -469,7 +476,7 @@ def test_an_alarm_of_labels_hides_none_of_windows(database, cameras):
     settle(database, now=moment_of(W0 + 144))
     act = {"tenant": T0, "by": ANNA, "now": moment_of(W0 + 144)}
     drift_labels.add_labels(database, labels=labels(40, 160), **act)
-    send(database, cameras[:1], lambda camera: camera.hours(W0 + 144, 3, shift=(-3.0, 0.0, 0.0, 0.0)), now=moment_of(W0 + 162))
+    send(database, cameras[:1], lambda camera: camera.evidence(W0 + 144, shift=(-3.0, 0.0, 0.0, 0.0)), now=moment_of(W0 + 162))
     settle(database, now=moment_of(W0 + 162))
     assert {one.cause for one in drift_service.list_alarms(database, T0)} == {Cause.CONCEPT, Cause.INPUT}
 

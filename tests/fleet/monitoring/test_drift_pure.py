@@ -126,6 +126,16 @@ def test_an_alarm_recovers_only_when_the_evidence_stays_low_for_the_whole_hold_t
     assert alarms.watched(over, high, now=NOW, hold=hold) == over
 
 
+def test_an_alarm_recovers_when_its_hours_were_low_for_the_whole_hold_time():
+    hold = timedelta(hours=24)
+    seen = alarms.settled(RAISED, NOW, now=NOW + timedelta(hours=23), hold=hold)
+    assert (seen.state, seen.low_since) == (AlarmState.RAISED, NOW)
+    assert alarms.settled(seen, None, now=NOW + timedelta(hours=30), hold=hold).low_since is None
+    over = alarms.settled(seen, NOW, now=NOW + hold, hold=hold)
+    assert (over.state, over.outcome, over.cleared_at) == (AlarmState.CLEARED, AlarmEvent.RECOVERED, NOW + hold)
+    assert alarms.settled(over, None, now=NOW, hold=hold) == over
+
+
 def test_people_are_told_once_within_the_hold_time_and_never_while_it_is_muted():
     hold = timedelta(hours=48)
     assert alarms.is_told(RAISED, NOW, hold=hold)
@@ -146,9 +156,7 @@ def test_an_input_that_moved_is_the_cause_also_when_answers_moved_with_it():
     assert alarms.cause_of([]) is Cause.UNKNOWN
 
 
-def test_thresholds_share_out_what_the_fleet_may_spend():
-    assert alarms.threshold_of(1.0, 144) == 365
-    assert alarms.threshold_of(0.2, 36) == pytest.approx(7300)
+def test_rates_share_out_what_the_fleet_may_spend():
     assert (alarms.rate_of(1.0, 0.0, 500), alarms.rate_of(1.0, 10.0, 500)) == (1.0, 0.02)
     assert [alarms.needs_new_threshold(100, devices) for devices in (100, 110, 111, 89)] == [False, False, True, True]
 

@@ -38,8 +38,8 @@ ALARM = Alarm(
     reference_id="ef" * 16,
     onset=START + 2 * timedelta(days=1),
     raised_at=START + timedelta(days=2, hours=1),
-    statistic=500.0,
-    threshold=365.0,
+    statistic=80_000.0,
+    threshold=52_560.0,
     rate=1.0,
     features=(FEATURE,),
     words="Picture darker since 00:00 UTC on cam-1.",
@@ -47,46 +47,49 @@ ALARM = Alarm(
 )
 
 
-def points(p: list[float | None]) -> list[TimePoint]:
-    return [TimePoint(START + index * SUB, None if value is None else 10.0, value) for index, value in enumerate(p)]
+YEAR = 52_560.0
+
+
+def points(statistics: list[float | None]) -> list[TimePoint]:
+    return [TimePoint(START + index * SUB, None if one is None else 10.0, None, one) for index, one in enumerate(statistics)]
 
 
 def test_a_clear_shift_is_seen_at_the_end_of_its_first_window():
-    made = points([0.5] * 144 + [1e-12] * 10)
-    assert drift_views.what_if(made, onset=START + 144 * SUB, rate=1.0, block=144).delay == SUB
+    made = points([2.0] * 144 + [1e9] * 10)
+    assert drift_views.what_if(made, onset=START + 144 * SUB, rate=1.0, per_year=YEAR).delay == SUB
 
 
-def test_what_never_crosses_was_not_seen():
-    made = points([0.5] * 300)
-    found = drift_views.what_if(made, onset=START + 144 * SUB, rate=1.0, block=144)
+def test_what_never_crosses_was_not_seen_and_what_crossed_before_the_onset_is_no_delay():
+    made = points([1e9] + [2.0] * 299)
+    found = drift_views.what_if(made, onset=START + 144 * SUB, rate=1.0, per_year=YEAR)
     assert (found.delay, found.words) == (None, "not within what is stored")
-    assert drift_views.what_if([], onset=START, rate=1.0, block=144).delay is None
+    assert drift_views.what_if([], onset=START, rate=1.0, per_year=YEAR).delay is None
 
 
 def test_a_window_that_is_missing_or_not_testable_proves_nothing():
-    made = points([0.5] * 144 + [None] * 6 + [1e-12])
-    assert drift_views.what_if(made, onset=START + 144 * SUB, rate=1.0, block=144).delay == 7 * SUB
+    made = points([2.0] * 144 + [None] * 6 + [1e9])
+    assert drift_views.what_if(made, onset=START + 144 * SUB, rate=1.0, per_year=YEAR).delay == 7 * SUB
 
 
-@given(st.lists(st.floats(1e-12, 1.0), min_size=1, max_size=300), st.sampled_from([36, 144]))
-def test_who_allows_more_false_alarms_never_waits_longer(p, block):
-    made = points(p)
-    onset = START + timedelta(minutes=10 * (len(p) // 2))
-    found = [drift_views.what_if(made, onset=onset, rate=rate, block=block).delay for rate in (0.1, 0.5, 1.0, 5.0, 50.0)]
+@given(st.lists(st.floats(1.0, 1e9), min_size=1, max_size=300), st.sampled_from([YEAR, YEAR / 6]))
+def test_who_allows_more_false_alarms_never_waits_longer(statistics, per_year):
+    made = points(statistics)
+    onset = START + timedelta(minutes=10 * (len(statistics) // 2))
+    found = [drift_views.what_if(made, onset=onset, rate=rate, per_year=per_year).delay for rate in (0.1, 0.5, 1.0, 5.0, 50.0)]
     waits = [timedelta.max if delay is None else delay for delay in found]
     assert waits == sorted(waits, reverse=True)
 
 
 def test_a_slow_shift_costs_a_longer_wait_when_fewer_false_alarms_are_allowed():
-    made = points([0.5] * 144 + [0.002] * 432)
-    view = drift_views.what_if_view(made, onset=START + 144 * SUB, block=144, asked=0.2)
+    made = points([2.0] * 144 + [1000.0 * (1 + index) for index in range(432)])
+    view = drift_views.what_if_view(made, onset=START + 144 * SUB, per_year=YEAR, asked=0.2)
     assert view is not None
     waits = [row.delay for row in view.rows]
-    assert all(waits)
-    assert waits[0] > waits[-1]
+    assert waits == [SUB * 263, SUB * 106, SUB * 53, SUB * 27, SUB * 11]
     assert view.asked == view.rows[0]
     assert view.windows == 576
-    assert drift_views.what_if_view(points([None] * 5), onset=START, block=144, asked=None) is None
+    assert drift_views.what_if_view(points([None] * 5), onset=START, per_year=YEAR, asked=None) is None
+    assert drift_views.what_if_view(made, onset=START, per_year=0.0, asked=None) is None
 
 
 @pytest.mark.parametrize("step", range(drift_views.SLIDER_STEPS + 1))
@@ -99,28 +102,26 @@ def test_the_slider_reaches_from_a_tenth_to_ten():
     assert (drift_views.step_of(0.001), drift_views.step_of(1000)) == (0, 20)
 
 
-@pytest.mark.parametrize(("threshold", "rate", "block"), [(365.0, 1.0, 144), (1460.0, 1.0, 36), (73.0, 5.0, 144), (0.0, 1.0, 144)])
-def test_the_block_follows_from_threshold_and_rate(threshold, rate, block):
-    assert drift_views.block_of(replace(ALARM, threshold=threshold, rate=rate)) == block
-
-
 @pytest.mark.parametrize(("p", "heat"), [(None, 0), (0.5, 0), (0.04, 1), (0.005, 2), (1e-4, 3), (1e-9, 4)])
 def test_the_warmer_the_less_likely(p, heat):
     assert drift_views.heat_of(p) == heat
 
 
-def test_the_time_line_marks_blocks_onset_and_crossing():
-    chart = drift_views.timeline_chart(points([0.5] * 300), alarm=ALARM, block=144)
-    assert [mark.at for mark in chart.marks if mark.kind == "block"] == [START, START + 144 * SUB, START + 288 * SUB]
-    assert [(mark.kind, mark.at) for mark in chart.marks if mark.kind != "block"] == [("onset", ALARM.onset), ("alarm", ALARM.raised_at)]
+def test_the_time_line_shows_the_largest_of_each_hour_against_what_raises_an_alarm():
+    made = points([2.0, 3.0, None, 9.0, 1.0, 1.0, None, None, None, None, None, None, 5.0])
+    chart = drift_views.timeline_chart(made, threshold=YEAR, alarm=ALARM)
+    assert chart.times == (START + 3 * SUB, START + 6 * SUB, START + 12 * SUB)
+    assert [(line.label, line.values) for line in chart.lines] == [("now", (9.0, None, 5.0)), ("alarm", (YEAR,) * 3)]
+    assert [(mark.kind, mark.at) for mark in chart.marks] == [("onset", ALARM.onset), ("alarm", ALARM.raised_at)]
     assert '"log": true' in chart.points_json
+    assert [line.label for line in drift_views.timeline_chart(made, threshold=0.0).lines] == ["now"]
 
 
 def test_an_alarm_is_explained_in_plain_words():
     text = dict(drift_views.explanation(ALARM, ALARM.words))
     assert list(text) == ["What happened", "What it means", "How sure is it", "What it costs to be wrong", "What to do"]
     assert "about 1 alarm per device and year" in text["How sure is it"]
-    assert "reached 500 where 365 are needed" in text["How sure is it"]
+    assert "comes once in 80,000 windows by itself" in text["How sure is it"]
     assert "1 device for nothing" in text["What it costs to be wrong"]
     young = dict(drift_views.explanation(replace(ALARM, grade=Grade.PROVISIONAL, rate=2.0), ""))
     assert "not promised yet" in young["How sure is it"]

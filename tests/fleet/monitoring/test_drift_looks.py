@@ -1,0 +1,359 @@
+"""Looks on the server: a claim is verified from its stretch in any order, hours are judged where the server decides (ADR 0034)."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulators.messages import TS, body, incoming
+from simulators.sketches import MODEL, W0, WatchedDevice, add_profile, enroll, profile, reference
+
+from fleet.audit import Actor, ActorKind
+from fleet.db import Database
+from fleet.devices import twins
+from fleet.monitoring import drift_reading, drift_references, drift_service, drift_store, drift_tick, stretches
+from fleet.monitoring.detectors import Scored
+from fleet.monitoring.drift_model import AlarmEvent, AlarmState, Cause, Check
+from fleet.monitoring.drift_rules import DriftRules
+from fleet.monitoring.drift_sums import moment_of
+from fleet.monitoring.ingest import IngestRules, ingest_batch
+from protocol.clock import from_unix_ms
+from protocol.ids import DEFAULT_TENANT, DeviceId
+from protocol.sketches.codec import SUBWINDOW_MS
+from protocol.sketches.looks import HOURLY_LOOKS, is_alarm
+
+T0 = DEFAULT_TENANT
+CAM = DeviceId("cam-1")
+ANNA = Actor(ActorKind.PERSON, "anna")
+INGEST = IngestRules(is_enrolled=lambda _tx, _tenant, devices: set(devices), on_event=(drift_references.take_event,))
+#: So little that no ten minutes show it, and three hours do.
+LITTLE, DARK = (-0.6, 0.0, 0.0, 0.0), (-3.0, -3.0, 0.0, 0.0)
+#: Sub-windows of the longest look.
+STRETCH = 18
+
+
+class Site:
+    """A server with one camera, at the hour after the latest window."""
+
+    def __init__(self, database: Database, *, check: str = "device", rules: DriftRules = DriftRules()) -> None:  # noqa: B008 - a frozen value
+        self.database, self.camera, self.now, self.rules, self.seq = database, WatchedDevice(), from_unix_ms(TS), rules, 0
+        add_profile(database)
+        enroll(database, "cam-1")
+        if check == "server":
+            self.wish(check=check)
+        else:
+            ingest_batch(database, [self.camera.learned()], rules=INGEST, now=self.now)
+
+    def wish(self, **values: object) -> None:
+        with self.database.transaction() as tx:
+            twins.change_drift(tx, T0, CAM, lambda patch: patch.model_copy(update=values), now=self.now)
+
+    def take(self, *windows) -> None:
+        self.now = max(self.now, *(moment_of(one.w0 + one.nsub) for one in windows))
+        ingest_batch(self.database, [self.camera.message(one) for one in windows], rules=INGEST, now=self.now)
+        drift_tick.tick(self.database, rules=self.rules, now=self.now)
+
+    def say(self, **pipeline: object) -> None:
+        """The device's state topic."""
+        self.seq += 1
+        told = {"pipeline": "front", "line": "animals", "model": MODEL.hex(), "state": "raised", **pipeline}
+        message = incoming("mooring/1/t0/d/cam-1/drift", body(self.seq, state="raised", check="device", pipelines=[told]))
+        assert ingest_batch(self.database, [message], rules=INGEST, now=self.now).rejected == 0
+
+    def series(self):
+        with self.database.reading() as tx:
+            return drift_store.find_current(tx, T0, CAM, "front")
+
+    def alarms(self, *states: AlarmState):
+        return drift_service.list_alarms(self.database, T0, states=states)
+
+    def clear(self) -> None:
+        (alarm,) = self.alarms(AlarmState.RAISED)
+        act = {"tenant": T0, "alarm": alarm.alarm, "by": ANNA, "now": self.now, "reason": "cleaned"}
+        drift_service.clear(self.database, outcome=AlarmEvent.CONDITION, **act)
+
+
+#: What is the same on both databases by construction is tried on one.
+on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def site(database: Database) -> Site:
+    return Site(database)
+
+
+# --- a device's claim ---
+
+
+def test_a_shift_that_no_ten_minutes_show_is_confirmed_from_the_stretch_that_shows_it(site):
+    site.take(*site.camera.hours(W0, 24))
+    evidence = site.camera.evidence(W0 + 144, STRETCH, shift=LITTLE)
+    alone = [float(reference().p_values(one.scores)[0]) for one in evidence]
+    assert min(alone) > 1 / 52_560
+    site.take(*evidence)
+    (alarm,) = site.alarms()
+    assert (alarm.state, alarm.cause, alarm.reference_id) == (AlarmState.RAISED, Cause.INPUT, reference().reference_id.hex())
+    assert alarm.words.startswith("Picture darker since")
+    assert "seen in the mean of" in alarm.words
+    assert int(alarm.evidence[0].split("-")[0]) >= W0 + 144
+    assert alarm.statistic >= alarm.threshold == 52_560
+    assert moment_of(W0 + 144) <= alarm.onset < moment_of(W0 + 144 + STRETCH)
+
+
+@on_sqlite
+@pytest.mark.parametrize("order", ["forwards", "backwards", "the crossing one first", "shuffled"])
+def test_the_sub_windows_of_a_claim_may_come_in_any_order_and_one_by_one(site, order):
+    site.take(*site.camera.hours(W0, 24))
+    evidence = site.camera.evidence(W0 + 144, 6, shift=LITTLE)
+    assert np.nanmin(site.camera.reference.judged(_summaries(evidence))) * 52_560 <= 1
+    orders = {
+        "forwards": evidence,
+        "backwards": evidence[::-1],
+        "the crossing one first": [evidence[-1], *evidence[:-1]],
+        "shuffled": [evidence[place] for place in np.random.default_rng(4).permutation(len(evidence))],
+    }
+    for count, one in enumerate(orders[order], 1):
+        assert (site.alarms() == []) or count > 4
+        site.take(one)
+    (alarm,) = site.alarms()
+    assert alarm.state is AlarmState.RAISED
+    assert site.series().conditions == {}
+
+
+@on_sqlite
+def test_a_stretch_of_which_too_much_is_missing_says_nothing_and_one_that_lacks_a_fifth_does(site):
+    evidence = site.camera.evidence(W0 + 144, 6, shift=LITTLE)
+    site.take(*site.camera.hours(W0, 24), *evidence[:2], *evidence[4:])
+    assert site.alarms() == []
+    site.take(evidence[2])
+    assert len(site.alarms()) == 1
+
+
+@on_sqlite
+def test_a_sub_window_whose_counts_do_not_confirm_its_score_is_no_part_of_a_stretch(site):
+    evidence = site.camera.evidence(W0 + 144, 6, shift=LITTLE)
+    false = [replace(one, scores=one.scores + np.float32(1.0)) if place < 2 else one for place, one in enumerate(evidence)]
+    site.take(*site.camera.hours(W0, 24), *false)
+    assert site.alarms() == []
+    assert site.series().conditions == {"score_mismatch": 1200}
+
+
+@on_sqlite
+def test_a_claim_that_its_complete_stretch_does_not_confirm_is_a_condition_and_no_alarm(site):
+    site.take(*site.camera.hours(W0, 24))
+    site.say(raised_at=(W0 + 149) * SUBWINDOW_MS, threshold=52_560.0)
+    site.take(*site.camera.evidence(W0 + 144, 5))
+    assert site.series().conditions == {}
+    site.take(*site.camera.evidence(W0 + 149))
+    assert (site.alarms(), site.series().conditions) == ([], {"score_mismatch": 600})
+
+
+@on_sqlite
+def test_a_claim_at_another_rate_than_the_one_asked_for_is_no_alarm_and_no_lie(site):
+    site.wish(false_alarms_per_year=0.001)
+    site.take(*site.camera.hours(W0, 24))
+    site.say(raised_at=(W0 + 149) * SUBWINDOW_MS, threshold=10.0)
+    evidence = site.camera.evidence(W0 + 144, 6, shift=(-0.3, 0.0, 0.0, 0.0))
+    value = site.camera.reference.judged(_summaries(evidence))[-1]
+    assert is_alarm(value, 5256.0)
+    assert not is_alarm(value, 0.001)
+    site.take(*evidence)
+    assert (site.alarms(), site.series().conditions, site.series().threshold) == ([], {}, 52_560_000)
+
+
+@on_sqlite
+@pytest.mark.parametrize(("rules", "wish", "threshold"), [(0.2, None, 262_800), (0.2, 5.0, 10_512), (1.0, None, 52_560)])
+def test_what_is_asked_of_one_device_comes_before_what_is_asked_of_all(database, rules, wish, threshold):
+    site = Site(database, rules=DriftRules(rate=rules))
+    site.wish(false_alarms_per_year=wish)
+    site.take(*site.camera.hours(W0, 1))
+    assert site.series().threshold == pytest.approx(threshold)
+
+
+@on_sqlite
+def test_evidence_from_before_a_person_cleared_the_alarm_raises_nothing_any_more(site):
+    evidence = site.camera.evidence(W0 + 144, 6, shift=LITTLE)
+    site.take(*site.camera.hours(W0, 24), *evidence)
+    site.clear()
+    late = site.camera.evidence(W0 + 140, 4, shift=DARK)
+    site.take(*late)
+    site.take(*site.camera.hours(W0 + 150, 2))
+    (alarm,) = site.alarms()
+    assert (alarm.state, alarm.reopened) == (AlarmState.CLEARED, 0)
+
+
+@on_sqlite
+def test_evidence_that_came_before_its_reference_is_verified_with_it(database):
+    site = Site(database, check="server")
+    site.wish(check="device")
+    site.take(*site.camera.evidence(W0 + 6, 6, shift=DARK))
+    assert site.alarms() == []
+    ingest_batch(database, [site.camera.learned()], rules=INGEST, now=site.now)
+    drift_tick.tick(database, rules=DriftRules(), now=site.now)
+    assert len(site.alarms()) == 1
+
+
+# --- how an alarm goes on ---
+
+
+def raised(site: Site) -> None:
+    site.take(*site.camera.hours(W0, 24), *site.camera.evidence(W0 + 144, shift=DARK))
+    assert len(site.alarms(AlarmState.RAISED)) == 1
+
+
+@on_sqlite
+def test_a_high_hour_begins_the_hold_time_anew(site):
+    raised(site)
+    site.take(*site.camera.hours(W0 + 150, 20))
+    site.take(*site.camera.hours(W0 + 270, 1, shift=DARK))
+    site.take(*site.camera.hours(W0 + 276, 20))
+    assert len(site.alarms(AlarmState.RAISED)) == 1
+    site.take(*site.camera.hours(W0 + 396, 12))
+    (alarm,) = site.alarms()
+    assert (alarm.state, alarm.outcome) == (AlarmState.CLEARED, AlarmEvent.RECOVERED)
+
+
+@on_sqlite
+def test_hours_that_come_late_begin_the_hold_time_anew_as_well(site):
+    raised(site)
+    late = site.camera.hours(W0 + 270, 1, shift=DARK)
+    site.take(*site.camera.hours(W0 + 150, 20))
+    site.take(*site.camera.hours(W0 + 276, 2))
+    before = site.alarms()[0].low_since
+    site.take(*late)
+    assert site.alarms()[0].low_since is None or site.alarms()[0].low_since > before
+    assert len(site.alarms(AlarmState.RAISED)) == 1
+
+
+@on_sqlite
+def test_an_alarm_that_recovered_is_not_raised_again_by_what_raised_it(site):
+    raised(site)
+    site.take(*site.camera.hours(W0 + 150, 60))
+    assert site.alarms()[0].outcome is AlarmEvent.RECOVERED
+    series = site.series()
+    with site.database.transaction() as tx:
+        drift_store.save_series(tx, replace(series, dirty_from=W0, evidence_state=None), now=site.now)
+    drift_tick.tick(site.database, rules=site.rules, now=site.now)
+    assert [one.state for one in site.alarms()] == [AlarmState.CLEARED]
+
+
+# --- where the server judges ---
+
+
+@pytest.fixture
+def judging(database: Database) -> Site:
+    """A server that judges by itself, with 28 days of hours."""
+    site = Site(database, check="server")
+    for day in range(28):
+        site.take(*site.camera.hours(W0 - (28 - day) * 144, 24))
+    return site
+
+
+@on_sqlite
+def test_the_server_judges_hours_by_looks_of_one_and_three_hours(judging):
+    series = judging.series()
+    assert (series.decided_by, series.threshold, judging.alarms()) == (Check.SERVER, 8760, [])
+    with judging.database.reading() as tx:
+        assert drift_store.find_current(tx, T0, CAM, "front").reference_id == series.reference_id
+    judging.take(*judging.camera.hours(W0, 2))
+    judging.take(*judging.camera.hours(W0 + 12, 6, shift=(-0.35, 0.0, 0.0, 0.0)))
+    (alarm,) = judging.alarms()
+    assert alarm.threshold == 8760
+    assert "darker" in alarm.words
+    assert "seen in the mean of" in alarm.words
+    assert moment_of(W0) <= alarm.onset <= moment_of(W0 + 36)
+    judging.clear()
+    judging.take(*judging.camera.hours(W0 + 48, 6))
+    assert [one.state for one in judging.alarms()] == [AlarmState.CLEARED]
+
+
+@on_sqlite
+def test_hours_that_come_late_may_raise_an_alarm_and_never_clear_one(judging):
+    late, clean = judging.camera.hours(W0 + 6, 3, shift=DARK), judging.camera.hours(W0, 1)
+    judging.take(*judging.camera.hours(W0 + 24, 8))
+    assert judging.alarms() == []
+    judging.take(*late)
+    (alarm,) = judging.alarms()
+    assert alarm.onset == moment_of(W0 + 6)
+    judging.take(*clean)
+    assert judging.alarms(AlarmState.RAISED) == [alarm]
+
+
+@on_sqlite
+def test_an_hour_of_which_two_sub_windows_are_missing_is_not_judged(judging):
+    parts = [judging.camera.scored(W0 + index, shift=DARK) for index in range(6)]
+    judging.take(judging.camera.hour(W0, sub_windows=parts[:4]))
+    assert judging.alarms() == []
+
+
+# --- pure ---
+
+
+def _summaries(windows) -> np.ndarray:
+    return stretches.rows_of({one.w0: one.counts for one in windows}, profile().grid, start=windows[0].w0, end=windows[-1].w0 + 1).summaries
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(-0.6, 0.6))
+def test_hours_say_what_their_sub_windows_say(seed, shift):
+    camera = WatchedDevice(seed=seed)
+    parts = camera.evidence(W0, 36, shift=(0.0, round(shift, 1), 0.0, 0.0))
+    grid, made = profile().grid, reference()
+    short = stretches.judge(stretches.rows_of({one.w0: one.counts for one in parts}, grid, start=W0, end=W0 + 36), made)
+    hours = [camera.hour(W0 + at, sub_windows=parts[at : at + 6]) for at in range(0, 36, 6)]
+    rows = stretches.hours_of(hours, grid, start=W0, end=W0 + 36, is_scored=True)
+    long_ = stretches.judge(rows, made)
+    # without the look at ten minutes, which hours leave out
+    longer = [one for one in made.looks if one.look.subwindows > 1]
+    wanted = np.nanmin(np.stack([one.p_values(made.filled(short.rows.summaries))[5::6] / one.look.share for one in longer]), axis=0)
+    assert np.allclose(long_.values, wanted, rtol=1e-6)
+    scored = Scored(np.arange(W0, W0 + 36), np.ones(36), np.array([float(made.p_values(one.scores)[0]) for one in parts]))
+    both = stretches.with_scores(long_, scored, made)
+    assert (both.values <= long_.values).all()
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(1e-9, 1.0)), min_size=1, max_size=30), st.integers(1, 29))
+def test_since_when_hours_are_low_is_the_same_whether_they_are_seen_at_once_or_in_parts(values, cut):
+    made = [float("nan") if one is None else one for one in values]
+
+    def judged(part, start):
+        rows = stretches.Rows(6 * start, 6, np.zeros((len(part), 1)))
+        return stretches.Judged(rows, np.array(part))
+
+    at_once = stretches.low_since(judged(made, 0), 100.0, start=0, known=None)
+    first = stretches.low_since(judged(made[:cut], 0), 100.0, start=0, known=None)
+    both = stretches.low_since(judged(made[cut:], cut), 100.0, start=0, known=first) if made[cut:] else first
+    assert both == at_once
+
+
+def test_looks_have_words():
+    words = {stretches.look_words(replace(one.look, subwindows=one.look.subwindows)) for one in reference().looks}
+    assert words == {
+        "in ten minutes",
+        "in the mean of an hour",
+        "in the mean of three hours",
+        "in the answers of an hour",
+        "in the answers of three hours",
+    }
+    assert stretches.look_words(replace(HOURLY_LOOKS[0], subwindows=36)) == "in the mean of 360 minutes"
+
+
+@on_sqlite
+def test_the_time_line_says_how_seldom_each_stretch_is_and_where_the_alarm_would_be(site):
+    evidence = site.camera.evidence(W0 + 144, 6, shift=LITTLE)
+    site.take(*site.camera.hours(W0, 24), *evidence, site.camera.hour(W0 + 144, sub_windows=evidence))
+    points = drift_reading.timeline(site.database, T0, CAM, "front", since=moment_of(W0 + 138), until=moment_of(W0 + 150))
+    assert [point.at for point in points] == [moment_of(W0 + 138 + index) for index in range(12)]
+    assert all(point.statistic is not None and point.statistic > 0 for point in points)
+    wanted = 1 / site.camera.reference.judged(_summaries(evidence))
+    assert points[-1].statistic == pytest.approx(wanted[-1], rel=1e-3)
+    assert max(point.statistic for point in points[:6]) < 52_560 <= points[-1].statistic
+
+
+@pytest.mark.parametrize(("surprising", "onset"), [([], 0), ([12], 12), ([7, 12], 7)])
+def test_the_onset_is_where_single_scores_are_surprising_else_where_the_stretch_begins(surprising, onset):
+    p = np.full(18, 0.5)
+    p[surprising] = 0.01
+    found = stretches.Found(W0, W0 + 18, HOURLY_LOOKS[0], 1e6)
+    assert stretches.onset_of(Scored(np.arange(W0, W0 + 18), np.ones(18), p), found) == W0 + onset
