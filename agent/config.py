@@ -394,7 +394,7 @@ class DriftConfig(_Section):
     #: Per pipeline the moment, Unix ms, from which on what is seen is the new normal.
     rebaselined: Annotated[dict[Name, Annotated[int, Field(ge=0, le=2**53 - 1)]], Field(max_length=64)] = {}
     #: Per pipeline a reference learned elsewhere, base64, used until this device has one of its own; of another model it is left alone.
-    references: Annotated[dict[Name, Annotated[str, StringConstraints(max_length=100_000)]], Field(max_length=64)] = {}
+    references: Annotated[dict[Name, Annotated[str, StringConstraints(max_length=244_000)]], Field(max_length=64)] = {}
 
 
 class ConfigurationConfig(_Section):
@@ -536,7 +536,7 @@ class DesiredDrift(_Section):
     indoor: bool | None = None
     acknowledged: Annotated[tuple[Name, ...], Field(max_length=64)] | None = None
     rebaselined: Annotated[dict[Name, Annotated[int, Field(ge=0, le=2**53 - 1)]], Field(max_length=64)] | None = None
-    references: Annotated[dict[Name, Annotated[str, StringConstraints(max_length=100_000)]], Field(max_length=64)] | None = None
+    references: Annotated[dict[Name, Annotated[str, StringConstraints(max_length=244_000)]], Field(max_length=64)] | None = None
 
 
 @dataclass(frozen=True, slots=True)

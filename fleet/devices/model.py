@@ -331,7 +331,7 @@ class DriftPatch(_Section):
     #: Per pipeline the moment, Unix ms, from which on what is seen is the new normal.
     rebaselined: Annotated[dict[Name, Annotated[int, Field(ge=0, le=2**53 - 1)]], Field(max_length=64)] | None = None
     #: Per pipeline a reference to use, base64 of what protocol.sketches.reference encodes.
-    references: Annotated[dict[Name, Annotated[str, StringConstraints(max_length=100_000)]], Field(max_length=64)] | None = None
+    references: Annotated[dict[Name, Annotated[str, StringConstraints(max_length=244_000)]], Field(max_length=64)] | None = None
 
 
 class ConfigPatch(_Section):

@@ -22,6 +22,7 @@ from protocol.errors import InvalidError, NotFoundError
 from protocol.ids import DeviceId, GroupName, LineName, TenantId, check_name
 from protocol.messages import Consent, Desired, ManifestHint
 from protocol.sealed import seal, secret_context
+from protocol.topics import MAX_PACKET_BYTES
 
 #: Jobs of this domain: tell one device of its new desired twin (`fleet.service` gives the handler); compose a group's twins anew.
 PUBLISH_DESIRED, REFRESH_GROUP = "publish_desired", "refresh_group"
@@ -127,12 +128,17 @@ def set_device_config(
     expected_revision: int | None = None,
     reason: str = "",
 ) -> Twin:
-    """Make this the device's own config patch. Raises: NotFoundError; StaleRevisionError; InvalidError when it holds pipelines."""
+    """Make this the device's own config patch.
+
+    Raises: NotFoundError; StaleRevisionError; InvalidError when it holds pipelines, or references that no message can bring.
+    """
     if config.pipelines is not None:
         raise InvalidError("A device's pipelines are set as its list of pipelines, not in its config.")
     with database.transaction() as tx:
         before = _checked(tx, tenant, device, expected_revision)
         twin = refresh(tx, tenant, device, now=now, config=config, revision=before.revision + 1)
+        if config.drift.references != before.config.drift.references:
+            _check_size(twin)
         detail = {"revision": twin.revision, "config": config.model_dump(mode="json", exclude_defaults=True)}
         _record(tx, tenant, device, "device.config-changed", by, now, reason, detail)
     return twin
@@ -141,13 +147,31 @@ def set_device_config(
 def change_drift(
     tx: db.Connection, tenant: TenantId, device: DeviceId, change: Callable[[DriftPatch], DriftPatch], *, now: datetime
 ) -> Twin:
-    """Change what the device is told of drift, in the caller's transaction, which records why. Raises: NotFoundError."""
+    """Change what the device is told of drift, in the caller's transaction, which records why.
+
+    Raises: NotFoundError; InvalidError (too-large) when references that are lent to it make the twin longer than a message may be.
+    """
     before = store.get_twin(tx, tenant, device, is_held=True)
     drift = change(before.config.drift)
     if drift == before.config.drift:
         return before
     config = before.config.model_copy(update={"drift": drift})
-    return refresh(tx, tenant, device, now=now, config=config, revision=before.revision + 1)
+    twin = refresh(tx, tenant, device, now=now, config=config, revision=before.revision + 1)
+    if drift.references != before.config.drift.references:
+        _check_size(twin)
+    return twin
+
+
+def _check_size(twin: Twin) -> None:
+    size = len(desired_of(twin).model_dump_json().encode())
+    if size > MAX_PACKET_BYTES:
+        lent = {name: len(text) for name, text in (twin.config.drift.references or {}).items()}
+        raise InvalidError(
+            f"With this reference the twin of {twin.device} has {size} bytes; a message holds at most {MAX_PACKET_BYTES}. "
+            f"References in it: {', '.join(f'{name} {count}' for name, count in sorted(lent.items())) or 'none'}.",
+            code="too-large",
+            hint="Rebaseline a pipeline that is lent one, or bring them to the devices one after the other.",
+        )
 
 
 def set_pipelines(

@@ -135,10 +135,11 @@ def _is_unconfirmed(tx: Connection, row: SeriesRow, reference: DeviceReference, 
     for one in said.body.get("pipelines", ()) if said is not None else ():
         if one.get("pipeline") != row.pipeline or one.get("model") != row.model or one.get("state") == "ok" or not one.get("raised_at"):
             continue
-        w0 = int(one["raised_at"]) // SUBWINDOW_MS
-        value = stretches.value_at(judged, w0)
+        w0, length = int(one["raised_at"]) // SUBWINDOW_MS, int(one.get("stretch") or stretch_of(reference))
+        if not stretches.is_complete(judged.rows, w0, length):
+            return False
         own = reference.per_year / float(one.get("threshold") or reference.per_year / rate)
-        return not math.isnan(value) and not is_alarm(value, max(rate, own) * LENIENT, per_year=reference.per_year)
+        return not is_alarm(stretches.value_at(judged, w0), max(rate, own) * LENIENT, per_year=reference.per_year)
     return False
 
 

@@ -5,6 +5,7 @@ value. Of all other time it has hours: it judges them at their ends by the looks
 device sent for the look at ten minutes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,14 +17,14 @@ from fleet.monitoring.drift_model import DAY, HOUR
 from protocol.sketches.codec import SketchWindow
 from protocol.sketches.counts import Counts
 from protocol.sketches.grid import Grid
-from protocol.sketches.looks import Look, LookReference, is_alarm, statistic_of
+from protocol.sketches.looks import Look, LookReference, is_alarm, is_testable, statistic_of
 from protocol.sketches.reference import DeviceReference
 from protocol.sketches.summary import summarizer
 
 #: A device's claim is verified at a rate larger by so much: the last digits of a score differ between machines.
 LENIENT = 1.01
-#: Sub-windows of an hour that must be known.
-KNOWN = 5
+#: Share of a stretch that must be known, and sub-windows of an hour by it.
+_KNOWN_SHARE, KNOWN = 0.8, 5
 #: Where values end: a tail probability is 1e-12 at least.
 _LEAST = 1e-12
 
@@ -132,6 +133,15 @@ def value_at(judged: Judged, w0: int) -> float:
     """What is said at the end of the row that sub-window `w0` lies in; NaN: nothing."""
     place = (w0 - judged.rows.start) // judged.rows.width
     return float(judged.values[place]) if 0 <= place < len(judged.values) else float("nan")
+
+
+def is_complete(rows: Rows, w0: int, length: int) -> bool:
+    """Whether sub-window `w0` is here, and enough of the so many that end with it for a look to say something."""
+    place = w0 - rows.start
+    if not 0 <= place < len(rows.summaries):
+        return False
+    known = is_testable(rows.summaries[max(0, place - length + 1) : place + 1])
+    return bool(known[-1]) and int(known.sum()) >= math.ceil(_KNOWN_SHARE * length)
 
 
 def onset_of(scored: Scored, found: Found) -> int:

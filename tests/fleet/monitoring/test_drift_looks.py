@@ -1,14 +1,18 @@
 """Looks on the server: a claim is verified from its stretch in any order, hours are judged where the server decides (ADR 0034)."""
 
+import base64
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
+from grids import wide_grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulators.messages import TS, body, incoming
 from simulators.sketches import MODEL, W0, WatchedDevice, add_profile, enroll, profile, reference
 
+from agent.config import parse_desired
 from fleet.audit import Actor, ActorKind
 from fleet.db import Database
 from fleet.devices import twins
@@ -19,9 +23,17 @@ from fleet.monitoring.drift_rules import DriftRules
 from fleet.monitoring.drift_sums import moment_of
 from fleet.monitoring.ingest import IngestRules, ingest_batch
 from protocol.clock import from_unix_ms
+from protocol.errors import InvalidError
 from protocol.ids import DEFAULT_TENANT, DeviceId
 from protocol.sketches.codec import SUBWINDOW_MS
-from protocol.sketches.looks import HOURLY_LOOKS, is_alarm
+from protocol.sketches.counts import empty
+from protocol.sketches.looks import HOURLY_LOOKS, LOOKS, LookReference, Modes, is_alarm
+from protocol.sketches.profile import ModelProfile
+from protocol.sketches.reference import MAX_REFERENCE_BYTES, DeviceReference, Grade
+from protocol.sketches.scatter import Scatter
+from protocol.sketches.summary import summarizer
+from protocol.sketches.tail import Tail
+from protocol.topics import MAX_PACKET_BYTES
 
 T0 = DEFAULT_TENANT
 CAM = DeviceId("cam-1")
@@ -142,10 +154,11 @@ def test_a_sub_window_whose_counts_do_not_confirm_its_score_is_no_part_of_a_stre
 @on_sqlite
 def test_a_claim_that_its_complete_stretch_does_not_confirm_is_a_condition_and_no_alarm(site):
     site.take(*site.camera.hours(W0, 24))
-    site.say(raised_at=(W0 + 149) * SUBWINDOW_MS, threshold=52_560.0)
-    site.take(*site.camera.evidence(W0 + 144, 5))
-    assert site.series().conditions == {}
+    site.say(raised_at=(W0 + 149) * SUBWINDOW_MS, threshold=52_560.0, look="all-1h", stretch=6)
     site.take(*site.camera.evidence(W0 + 149))
+    site.take(*site.camera.evidence(W0 + 144, 3))
+    assert site.series().conditions == {}
+    site.take(*site.camera.evidence(W0 + 147, 2))
     assert (site.alarms(), site.series().conditions) == ([], {"score_mismatch": 600})
 
 
@@ -357,3 +370,64 @@ def test_the_onset_is_where_single_scores_are_surprising_else_where_the_stretch_
     p[surprising] = 0.01
     found = stretches.Found(W0, W0 + 18, HOURLY_LOOKS[0], 1e6)
     assert stretches.onset_of(Scored(np.arange(W0, W0 + 18), np.ones(18), p), found) == W0 + onset
+
+
+# --- the largest reference ---
+
+
+@cache
+def largest() -> DeviceReference:
+    """As many modes as the bytes of a reference hold, of a grid as large as grids get."""
+    grid, rng = wide_grid(), np.random.default_rng(5)
+    d = summarizer(grid).dimensions
+    tail = Tail(np.sort(rng.uniform(0, 50, 512)).astype(np.float32), 47.0, 0.2, 1.5)
+    looks = []
+    for look, modes in zip(LOOKS, (4, 4, 3, 1, 1), strict=True):
+        places = np.arange(d - 20, d) if look.is_classes else np.arange(d)
+        unit = np.ones(len(places))
+        factors = [np.tril(rng.normal(0, 0.05, (len(places), len(places)))) + np.eye(len(places)) for _ in range(modes)]
+        clouds = tuple(Scatter(rng.normal(size=len(places)), unit, factor, 0.25) for factor in factors)
+        looks.append(LookReference(replace(look, modes=modes), places, Modes(clouds, np.full(modes, 1 / modes)).rounded(), tail))
+    head = {"grid_id": grid.grid_id, "model": MODEL, "grade": Grade.CALIBRATED, "subwindows": 144, "windows": 4032}
+    span = {"first_w0": W0 - 28 * 144, "last_w0": W0 - 1}
+    made = DeviceReference(coordinates=np.arange(d), usual=np.zeros(d), looks=tuple(looks), **head, **span)
+    assert MAX_REFERENCE_BYTES - 16_384 < len(made.encoded) <= MAX_REFERENCE_BYTES
+    return made
+
+
+def with_wide_grid(database: Database) -> None:
+    add_profile(database, ModelProfile(wide_grid(), empty(wide_grid()), None))
+    enroll(database, "cam-1")
+
+
+def test_the_largest_reference_comes_as_an_event_and_is_stored_and_judged_by(database):
+    with_wide_grid(database)
+    camera = WatchedDevice(grid=wide_grid(), reference=largest())
+    message = camera.learned()
+    assert len(message.payload) <= MAX_PACKET_BYTES
+    outcome = ingest_batch(database, [message], rules=INGEST, now=from_unix_ms(TS))
+    assert (outcome.rejected, outcome.acks[0][2].streams["event"].upto) == (0, 0)
+    hour = camera.hour(W0, sub_windows=[camera.sub_window(W0 + index, empty(wide_grid())) for index in range(6)])
+    ingest_batch(database, [camera.message(hour)], rules=INGEST, now=moment_of(W0 + 6))
+    drift_tick.tick(database, rules=DriftRules(), now=moment_of(W0 + 6))
+    (kept,) = drift_references.list_references(database, T0, CAM, "front")
+    assert (kept.reference_id, kept.retired_at, len(kept.body)) == (largest().reference_id.hex(), None, len(largest().encoded))
+    (row,) = drift_reading.device_overview(database, T0)
+    assert (row.state.grade, row.state.threshold) == ("calibrated", 52_560)
+
+
+@on_sqlite
+def test_one_largest_reference_is_lent_and_a_second_one_that_fits_no_message_is_refused_with_the_bytes(database):
+    with_wide_grid(database)
+    act = {"tenant": T0, "device": CAM, "by": ANNA, "now": from_unix_ms(TS), "source": "recording", "reason": "moved house"}
+    drift_references.add_reference(database, pipeline="front", body=largest().encoded, **act)
+    desired, errors = parse_desired(twins.get_desired(database, T0, CAM).config)
+    assert errors == {}
+    assert base64.b64decode(desired.drift.references["front"]) == largest().encoded
+    with pytest.raises(InvalidError, match=rf"has \d{{6}} bytes; a message holds at most {MAX_PACKET_BYTES}") as refused:
+        drift_references.add_reference(database, pipeline="back", body=largest().encoded, **act)
+    assert refused.value.code == "too-large"
+    with database.reading() as tx:
+        assert [one.pipeline for one in drift_store.list_series(tx, T0)] == ["front"]
+    with pytest.raises(InvalidError, match=f"has at most {MAX_REFERENCE_BYTES}"):
+        drift_references.add_reference(database, pipeline="front", body=bytes(MAX_REFERENCE_BYTES + 1), **act)
