@@ -68,7 +68,7 @@ from fleet.monitoring.drift_rules import DriftRules
 from fleet.monitoring.ingest import IngestRules, IngestWorker
 from fleet.monitoring.live import LiveFeed
 from fleet.registry.deltas import BUILD_DELTAS, ChildEncoder, DeltaRules
-from fleet.registry.service import Registry, confirm_clock, open_registry
+from fleet.registry.service import Registry, confirm_clock, open_registry, prune_orders
 from fleet.registry.signing import TrustFolders, ceremony_text, create_trust
 from fleet.web import accounts
 from fleet.web.app import console_app, device_app
@@ -668,6 +668,7 @@ class Controller:
         history.prune(database, server.tenant, now=now)
         drift_tick.prune(database, now=now)
         shadow.prune(database, before=now - timedelta(days=SHADOW_REPORT_DAYS))
+        prune_orders(database, now=now)
         with database.transaction() as tx:
             jobs.prune(tx, before=now - timedelta(days=7))
 

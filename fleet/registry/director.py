@@ -48,8 +48,10 @@ MAX_ROOT_BYTES = 512_000
 MAX_NONCE = 64
 #: As the fetcher of the check in memory wants it.
 _BASE_URL = "memory:"
+#: Roles whose files have their version in front: what a timestamp names stays to be had under its name.
+VersionedRole = Literal["targets", "snapshot"]
 _ROOT_NAME = re.compile(r"^[0-9]{1,9}\.root\.json$")
-_ROLE_NAME = re.compile(r"^(?:([0-9]{1,16})\.)?(targets|snapshot)\.json$")
+_VERSIONED_NAME = re.compile(r"^([0-9]{1,16})\.(targets|snapshot)\.json$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +129,14 @@ class SignedOrder:
     renew_at: datetime
 
     def find_file(self, name: str) -> bytes | None:
-        """The file of that name, with or without its version in front; None when it is another version or no file of ours."""
-        if name == "timestamp.json":
-            return self.timestamp
-        match = _ROLE_NAME.fullmatch(name)
-        if match is None or (match[1] is not None and int(match[1]) != self.version):
-            return None
-        return self.targets if match[2] == "targets" else self.snapshot
+        """The file of that name without a version in front; None when it is no file of ours."""
+        return {"timestamp.json": self.timestamp, "targets.json": self.targets, "snapshot.json": self.snapshot}.get(name)
+
+
+def parse_versioned_name(name: str) -> tuple[int, VersionedRole] | None:
+    """Version and role of a file name such as `17.targets.json`, as a timestamp or snapshot names it; None for any other."""
+    match = _VERSIONED_NAME.fullmatch(name)
+    return None if match is None else (int(match[1]), "targets" if match[2] == "targets" else "snapshot")
 
 
 class Director:

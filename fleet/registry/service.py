@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from fleet.audit import Actor
 from fleet.blobs import BlobStore
 from fleet.registry import deltas, store
 from fleet.registry.clock_guard import ClockGuard
-from fleet.registry.director import Director, Order, SignedOrder, order_digest
+from fleet.registry.director import Director, Order, SignedOrder, VersionedRole, order_digest, parse_versioned_name
 from fleet.registry.importing import Inspected, inspect_upload, tensors_from_json, tensors_to_json
 from fleet.registry.key_status import KeyStatus
 from fleet.registry.model import FileRef, Line, ModelVersion, Release, ReleaseState, SigningRequest, Variant
@@ -43,6 +43,10 @@ from runtime.manifest import FileEntry, ModelDraft, complete, parse_draft, to_by
 CARD_SCHEMA = "model-card.1"
 #: Models that one release may join, one per runtime and set of device types.
 MAX_VARIANTS = 32
+#: How long what the director said stays to be fetched after it was replaced: longer than any device's check of what was ordered.
+EARLIER_FOR = timedelta(hours=1)
+#: Rows deleted in one transaction, so that polls never wait long.
+_PRUNED_ROWS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,18 +443,41 @@ OrderSource = Callable[[db.Connection, DeviceId], tuple[Order, bool]]
 
 
 def director_file(registry: Registry, *, tenant: TenantId, device: DeviceId, name: str, source: OrderSource) -> ServedFile:
-    """A file of this device's director metadata; asking for the timestamp or targets signs anew when that is due.
+    """A file of this device's director metadata; asking for one without a version signs anew when that is due.
 
-    Raises: NotFoundError for a root that does not exist, another version, or no file of ours.
+    What a timestamp named stays to be had by its version for an hour after it was replaced, the last seven of them: a device that is in
+    the middle of a check finds all of one version, whatever was ordered meanwhile.
+
+    Raises: NotFoundError for a root that does not exist, a version that was never signed or is gone, or no file of ours.
     """
     if name.endswith(".root.json"):
         data = registry.director.read_root(name)
         return ServedFile(data, digest_of(data))
+    if (named := parse_versioned_name(name)) is not None:
+        return _versioned_file(registry, tenant=tenant, device=device, version=named[0], role=named[1])
     order = current_order(registry, tenant=tenant, device=device, source=source)
     found = order.find_file(name)
     if found is None:
         raise NotFoundError(f"The director has no file {name[:120]!r} for this device now.")
     return ServedFile(found, order.etag)
+
+
+def _versioned_file(registry: Registry, *, tenant: TenantId, device: DeviceId, version: int, role: VersionedRole) -> ServedFile:
+    with registry.database.reading() as tx:
+        found = store.find_signed_file(tx, tenant, device, version=version, role=role)
+    if found is None:
+        raise NotFoundError(f"The director has no file '{version}.{role}.json' for this device now.")
+    return ServedFile(*found)
+
+
+def prune_orders(database: db.Database, *, now: datetime) -> int:
+    """Forget what the director said more than an hour ago and replaced since, in small transactions; returns how many. Safe to repeat."""
+    total, count = 0, _PRUNED_ROWS
+    while count == _PRUNED_ROWS:
+        with database.transaction() as tx:
+            count = store.delete_earlier_orders(tx, before=now - EARLIER_FOR, limit=_PRUNED_ROWS)
+        total += count
+    return total
 
 
 def current_order(registry: Registry, *, tenant: TenantId, device: DeviceId, source: OrderSource) -> SignedOrder:

@@ -9,10 +9,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from fleet import db
-from fleet.registry.director import SignedOrder
+from fleet.registry.director import SignedOrder, VersionedRole
 from fleet.registry.model import DeltaState, FileRef, Line, ModelVersion, Release, ReleaseDelta, ReleaseState, SigningRequest, Variant
 from protocol.errors import ConflictError, NotFoundError
 from protocol.ids import DeviceId, DeviceTypeName, Digest, LineName, ReleaseVersion, TenantId
+
+#: Versions of a device's metadata that stay to be fetched beside the newest one.
+EARLIER_KEPT = 7
 
 model_versions = sa.Table(
     "model_versions",
@@ -106,6 +109,20 @@ director_metadata = sa.Table(
     sa.Column("renew_at", db.utc, nullable=False),
     # set in the transaction that changes the device's assignment
     sa.Column("is_stale", sa.Boolean, nullable=False),
+)
+
+#: What was served before, for devices that were told of it: fetched by version, pruned by count and by age.
+earlier_director_metadata = sa.Table(
+    "earlier_director_metadata",
+    db.metadata,
+    db.tenant_column(),
+    sa.Column("device", sa.String(63), primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("targets", sa.LargeBinary, nullable=False),
+    sa.Column("snapshot", sa.LargeBinary, nullable=False),
+    sa.Column("etag", sa.String(71), nullable=False),
+    sa.Column("replaced_at", db.utc, nullable=False),
+    sa.Index("ix_earlier_director_metadata_replaced_at", "replaced_at"),
 )
 
 release_deltas = sa.Table(
@@ -342,8 +359,41 @@ def renew_orders(tx: db.Connection, *, now: datetime) -> None:
 
 
 def save_signed_order(tx: db.Connection, order: SignedOrder, *, is_stale: bool) -> None:
-    """Serve this from now on; `is_stale`: the next poll looks anew."""
+    """Serve this from now on, and what it replaces to those who were told of it; `is_stale`: the next poll looks anew."""
+    _keep_replaced(tx, order)
     db.upsert(tx, director_metadata, {**asdict(order), "is_stale": is_stale})
+
+
+def _keep_replaced(tx: db.Connection, order: SignedOrder) -> None:
+    table, copied = earlier_director_metadata, ("tenant", "device", "version", "targets", "snapshot", "etag")
+    is_device = (director_metadata.c.tenant == order.tenant, director_metadata.c.device == order.device)
+    values = (*(director_metadata.c[name] for name in copied), sa.literal(order.signed_at, db.utc))
+    replaced = sa.select(*values).where(*is_device, director_metadata.c.version < order.version)
+    tx.execute(sa.insert(table).from_select([*copied, "replaced_at"], replaced))
+    of_device = (table.c.tenant == order.tenant, table.c.device == order.device)
+    newest = sa.select(table.c.version).where(*of_device).order_by(table.c.version.desc()).limit(EARLIER_KEPT)
+    tx.execute(sa.delete(table).where(*of_device, table.c.version.not_in(newest)))
+
+
+def find_signed_file(
+    tx: db.Connection, tenant: TenantId, device: DeviceId, *, version: int, role: VersionedRole
+) -> tuple[bytes, Digest] | None:
+    """The file and the ETag of its version, whether served now or before; None when it was never signed, or is gone."""
+    # the current one first: a version that another transaction replaces meanwhile is among the earlier ones by then
+    for table in (director_metadata, earlier_director_metadata):
+        is_it = (table.c.tenant == tenant, table.c.device == device, table.c.version == version)
+        row = tx.execute(sa.select(table.c[role], table.c.etag).where(*is_it)).one_or_none()
+        if row is not None:
+            return bytes(row[0]), row[1]
+    return None
+
+
+def delete_earlier_orders(tx: db.Connection, *, before: datetime, limit: int) -> int:
+    """Forget at most `limit` versions, of whichever tenant, that were replaced before the moment; returns how many."""
+    table = earlier_director_metadata
+    key = tuple(table.primary_key)
+    old = sa.select(*key).where(table.c.replaced_at < before).order_by(table.c.replaced_at).limit(limit)
+    return tx.execute(sa.delete(table).where(sa.tuple_(*key).in_(old))).rowcount
 
 
 def keep_signed_order(tx: db.Connection, tenant: TenantId, device: DeviceId) -> None:

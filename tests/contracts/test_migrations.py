@@ -4,11 +4,15 @@ import importlib
 from pathlib import Path
 
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from simulators.clock import START
 
 import fleet
 from fleet import db
+from fleet.registry import store
 
 ROOT = Path(fleet.__file__).parent
 
@@ -38,3 +42,19 @@ def test_migrating_twice_changes_nothing(database):
     db.migrate(database)
     with database.reading() as tx:
         assert sa.inspect(tx).get_table_names() == before
+
+
+def test_a_database_of_the_first_schema_is_brought_up_with_its_rows(unmigrated_database):
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "migrations"))
+    row = {"tenant": "t0", "device": "cam-1", "version": 7, "targets": b"t", "snapshot": b"s", "timestamp": b"x", "etag": "e"}
+    row |= {"order_digest": "o", "signed_at": START, "renew_at": START, "is_stale": False}
+    with unmigrated_database.transaction() as tx:
+        config.attributes["connection"] = tx
+        command.upgrade(config, "0001")
+        assert "earlier_director_metadata" not in sa.inspect(tx).get_table_names()
+        tx.execute(sa.insert(store.director_metadata).values(**row))
+    db.migrate(unmigrated_database)
+    with unmigrated_database.reading() as tx:
+        assert [dict(found) for found in tx.execute(sa.select(store.director_metadata)).mappings()] == [row]
+        assert list(tx.execute(sa.select(store.earlier_director_metadata))) == []
