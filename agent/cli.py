@@ -553,10 +553,19 @@ def _show_drift(found: dict[str, Any], out: Out, indent: str = "") -> None:
         if one["threshold"] is not None:
             text += f", evidence {one['evidence']:.3g} of {one['threshold']:.3g}"
         if one["state"] != "ok":
-            text += f"; DRIFT {one['state']}: {', '.join(feature['name'] for feature in one['features'][:3])}"
+            names = ", ".join(feature["name"] for feature in one["features"][:3])
+            text += f"; DRIFT {one['state']}{_seen_in(one.get('look', ''), one.get('stretch', 0))}: {names}"
         out(f"{indent}drift {one['pipeline']}: {text}")
     if found["lost"]:
         out(f"{indent}drift: {found['lost']} rows were lost or skipped")
+
+
+def _seen_in(look: str, stretch: int) -> str:
+    """Which look found it, in words; stretch in sub-windows."""
+    if not stretch:
+        return ""
+    what = "the shares of classes" if look.startswith("classes") else "the mean"
+    return " in ten minutes" if stretch == 1 else f" in {what} of {'an hour' if stretch == 6 else f'{stretch / 6:.3g} hours'}"
 
 
 def _show_configuration(signed: dict[str, Any], out: Out) -> None:

@@ -229,14 +229,18 @@ class DriftPipeline(Wire):
     #: Of the device's reference, hexadecimal; empty: it has none.
     reference: ShortText = ""
     step_s: Count = 0
-    #: T² of the latest sub-window that was judged, its tail probability, and what the evidence is now against what raises.
+    #: The ten-minute look's score of the latest sub-window that was judged, its tail probability, and what all looks say now against what
+    #: raises: 1 / (p / share of the look), at most, and sub-windows of a year / false alarms a year.
     score: float | None = None
     p: Annotated[float, Field(ge=0, le=1)] | None = None
     evidence: float = 0.0
     threshold: float | None = None
+    #: The look that crossed, else the one that says most now, and the sub-windows whose mean it judged.
+    look: ShortText = ""
+    stretch: Count = 0
     #: Start of the sub-window that crossed.
     raised_at: UnixMs | None = None
-    #: Those with the largest part in the score that crossed, else in the latest one.
+    #: Those with the largest part in the stretch that crossed, else in the one that says most now.
     features: list[DriftFeature] = Field(default_factory=list, max_length=8)
     #: Rows that were lost or skipped since the agent started: a crash, no time, no room.
     lost: Count = 0

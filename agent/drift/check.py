@@ -1,9 +1,8 @@
-"""The device's own check: a score for each sub-window, evidence over blocks, a crossing that the server is shown (DRIFT 5.2 to 5.5). Pure.
+"""The device's own check: each sub-window's score, several looks at the latest ones, a crossing that the server is shown (ADR 0034). Pure.
 
 It works without a server. What it finds is evidence and not yet an alarm: the server verifies it from the counts.
 """
 
-import base64
 import json
 import math
 from collections.abc import Sequence
@@ -12,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from protocol.errors import InvalidError
-from protocol.sketches.evidence import Evidence, Plan, decode_evidence, default_plan, e_values, encode_evidence, fresh_evidence
 from protocol.sketches.grid import Grid
+from protocol.sketches.looks import LookReference, statistic_of, threshold_of
 from protocol.sketches.normal import DoubleArray
 from protocol.sketches.reference import DeviceReference, complete_days
 from protocol.sketches.summary import summarizer
 
-#: Sub-windows of a day: the least time for which the evidence stays low before a crossing is over (DRIFT 5.9).
+#: Sub-windows of a day: the least time for which the statistic stays low before a crossing is over (DRIFT 5.9).
 DAY = 144
 #: Features that are named with a score.
 NAMED_FEATURES = 8
@@ -41,21 +39,28 @@ class CheckState:
     usual_rows: float | None = None
     #: OWN, CARRIED or LENT; empty without a reference.
     origin: str = ""
-    #: Evidence of the reference's blocks, encoded; None without a reference.
-    evidence: bytes | None = None
-    #: Latest score, its tail probability, and the sub-window.
+    #: Sub-windows before this one enter no look: they were judged by another reference, or their alarm is over.
+    from_w0: int = 0
+    #: Latest score, its tail probability, and the sub-window that was judged last.
     score: float | None = None
     p: float | None = None
     judged_w0: int = -1
-    #: The sub-window that crossed, None while nothing is raised; and since when the evidence has been low again.
+    #: What the looks say together, against the threshold; None: nothing is known.
+    statistic: float | None = None
+    #: The look that says most, and the sub-windows of its stretch; at the crossing once something is raised.
+    look: str = ""
+    stretch: int = 0
+    #: The sub-window that crossed, None while nothing is raised; and since when the statistic has been low again.
     raised_w0: int | None = None
     low_w0: int | None = None
-    #: R at the crossing.
+    #: The statistic at the crossing.
     crossed_at: float = 0.0
     #: (name, share of T²), the largest first.
     features: tuple[tuple[str, float], ...] = ()
     #: The reference's id was put into the outbox.
     is_told: bool = False
+    #: Model and grid of the release before, whose inputs' reference is still to be carried over.
+    carries: tuple[str, str] | None = None
 
     @property
     def is_raised(self) -> bool:
@@ -68,9 +73,9 @@ class Judged:
     """What came of one sub-window."""
 
     state: CheckState
-    #: T² as it travels; None: not judged.
+    #: The ten-minute look's score as it travels; None: not judged.
     score: float | None = None
-    #: This sub-window made the evidence cross: it goes to the server at once.
+    #: This sub-window crossed: it goes to the server at once, behind those of the stretch before it.
     is_crossing: bool = False
 
 
@@ -84,90 +89,83 @@ class Rules:
     may_raise: bool = True
 
 
-def plan_of(reference: DeviceReference) -> Plan:
-    """The detectors that share the budget."""
-    return default_plan(reference.subwindows)
+def with_reference(state: CheckState, *, from_w0: int, origin: str, usual_rows: float | None = None) -> CheckState:
+    """The state with another reference: it judges from this sub-window on, and what was raised before is another one's matter."""
+    return CheckState(state.step_s, state.since_w0, state.days, usual_rows, origin, from_w0)
 
 
-def evidence_of(state: CheckState, reference: DeviceReference) -> Evidence:
-    """The evidence so far; a new one when it is of other blocks or cannot be read. Raises: never."""
-    plan = plan_of(reference)
-    if state.evidence is not None:
-        try:
-            return decode_evidence(state.evidence, plan)
-        except InvalidError:
-            pass
-    return fresh_evidence(plan)
+def first_row(state: CheckState, reference: DeviceReference, w0: int) -> int:
+    """The first sub-window that enters a look at the one given."""
+    return max(w0 - reference.longest + 1, state.since_w0, 0 if _is_turned_back(state, w0) else state.from_w0)
 
 
-def value_of(state: CheckState, reference: DeviceReference, rate: float) -> tuple[float, float]:
-    """The evidence in units of the leading detector's threshold, and that threshold: it crosses when the first reaches the second."""
-    plan, evidence = plan_of(reference), evidence_of(state, reference)
-    leading = evidence.leading(plan, rate)
-    wanted = dict(zip((one.name for one in plan.detectors), plan.thresholds(rate), strict=True))[leading.name]
-    return evidence.urgency(plan, rate) * wanted, wanted
+def judge(state: CheckState, reference: DeviceReference, grid: Grid, rows: DoubleArray, w0: int, rules: Rules) -> Judged:
+    """The sub-window's score, what the looks say with it, and whether that crosses.
 
-
-def with_reference(
-    state: CheckState, reference: DeviceReference | None, *, origin: str = "", usual_rows: float | None = None
-) -> CheckState:
-    """The state with that reference: the evidence begins anew."""
-    evidence = None if reference is None else encode_evidence(fresh_evidence(plan_of(reference)))
-    fresh = CheckState(state.step_s, state.since_w0, state.days)
-    return replace(fresh, origin=origin, usual_rows=usual_rows, evidence=evidence)
-
-
-def judge(state: CheckState, reference: DeviceReference, grid: Grid, summary: DoubleArray | None, w0: int, rules: Rules) -> Judged:
-    """The sub-window's score, what the evidence is with it, and whether it crosses. `summary`: float64[d]; None: it is not testable."""
-    evidence, plan = evidence_of(state, reference), plan_of(reference)
-    if w0 < max(state.judged_w0, *(one.block * one.subwindows for one in evidence.states)) - DAY:
-        state, evidence = _turned_back(state, w0), fresh_evidence(plan)
-    if evidence.is_late(w0) or w0 <= state.judged_w0:
+    `rows`: summaries of consecutive sub-windows up to this one, float64[n, d], from `first_row` on; NaN rows where one is missing or not
+    testable. A sub-window that is not testable itself crosses nothing.
+    """
+    if _is_turned_back(state, w0):
+        state = _turned_back(state, w0)
+    if w0 <= state.judged_w0:
         return Judged(state)
-    if summary is None:
-        evidence = evidence.step(w0, math.nan)
-        return Judged(_settled(replace(state, evidence=encode_evidence(evidence)), evidence, plan, w0, rules))
-    vector = np.asarray(summary, np.float64)
-    score = float(reference.scores(vector[None])[0])
-    p = float(reference.p_values(np.array([score], np.float32))[0])
-    e = float(e_values(np.array([p]))[0]) if reference.may_alarm else math.nan
-    evidence = evidence.step(w0, e)
-    state = replace(state, score=score, p=p, judged_w0=w0, evidence=encode_evidence(evidence))
-    is_crossed = evidence.is_crossed(plan, rules.rate) and rules.may_raise and reference.may_alarm
-    if is_crossed and not state.is_raised:
-        value, _ = value_of(state, reference, rules.rate)
-        evidence = evidence.restarted(w0 + 1)
-        raised = replace(state, raised_w0=w0, low_w0=None, crossed_at=value, features=parts_of(reference, grid, vector))
-        return Judged(replace(raised, evidence=encode_evidence(evidence)), score, is_crossing=True)
-    if not state.is_raised:
-        state = replace(state, features=parts_of(reference, grid, vector))
-    return Judged(_settled(state, evidence, plan, w0, rules), score)
+    if w0 - state.judged_w0 > reference.longest:  # a time of which nothing is known is not low
+        state = replace(state, low_w0=None)
+    state = _looked(replace(state, judged_w0=w0), reference, grid, rows)
+    is_known = not np.isnan(rows[-1]).all()
+    if is_known:
+        score = reference.scores(rows[-1:])
+        state = replace(state, score=float(score[0]), p=float(reference.p_values(score)[0]))
+    score_now = state.score if is_known else None
+    statistic = state.statistic if is_known and rules.may_raise and reference.may_alarm and not state.is_raised else None
+    if statistic is not None and statistic >= threshold_of(rules.rate):
+        return Judged(replace(state, raised_w0=w0, low_w0=None, crossed_at=statistic), score_now, is_crossing=True)
+    return Judged(_settled(state, w0, rules), score_now)
+
+
+def _looked(state: CheckState, reference: DeviceReference, grid: Grid, rows: DoubleArray) -> CheckState:
+    """The state with what the looks say of the last row; what a crossing was made of stays."""
+    value = float(reference.judged(rows)[-1])
+    if math.isnan(value):
+        return replace(state, statistic=None) if state.is_raised else replace(state, statistic=None, look="", stretch=0, features=())
+    state = replace(state, statistic=statistic_of(value))
+    if state.is_raised:
+        return state
+    leading = reference.leading(rows)
+    features = parts_of(reference, grid, rows, leading)
+    return replace(state, look=leading.look.name, stretch=leading.look.subwindows, features=features)
+
+
+def _is_turned_back(state: CheckState, w0: int) -> bool:
+    return w0 < max(state.judged_w0, state.raised_w0 or 0) - DAY
 
 
 def _turned_back(state: CheckState, w0: int) -> CheckState:
     """The state for a clock that is put back by more than a day: what was judged lies in a time that is not yet. An alarm stays one."""
-    return replace(state, judged_w0=-1, raised_w0=None if state.raised_w0 is None else min(state.raised_w0, w0), low_w0=None)
+    raised_w0 = None if state.raised_w0 is None else min(state.raised_w0, w0)
+    return replace(state, judged_w0=-1, raised_w0=raised_w0, low_w0=None, from_w0=min(state.from_w0, w0))
 
 
-def _settled(state: CheckState, evidence: Evidence, plan: Plan, w0: int, rules: Rules) -> CheckState:
-    """The state without its crossing, once the evidence, begun anew, stayed below the root of the threshold for the hold (DRIFT 5.9)."""
+def _settled(state: CheckState, w0: int, rules: Rules) -> CheckState:
+    """The state without its crossing, once the statistic stayed below the root of the threshold for the hold (DRIFT 5.9)."""
     if state.raised_w0 is None:
         return state
-    is_low = all(one.value < math.sqrt(wanted) for one, wanted in zip(evidence.states, plan.thresholds(rules.rate), strict=True))
-    if not is_low:
+    if state.statistic is None or state.statistic >= math.sqrt(threshold_of(rules.rate)):
         return replace(state, low_w0=None)
     low_w0 = w0 if state.low_w0 is None else state.low_w0
-    hold = max(DAY, 2 * max(detector.subwindows for detector in plan.detectors))
-    if w0 + 1 - low_w0 < hold:
+    if w0 + 1 - low_w0 < max(DAY, 2 * state.stretch):
         return replace(state, low_w0=low_w0)
-    return replace(state, raised_w0=None, low_w0=None, crossed_at=0.0)
+    return replace(state, raised_w0=None, low_w0=None, crossed_at=0.0, from_w0=w0 + 1)
 
 
-def parts_of(reference: DeviceReference, grid: Grid, summary: DoubleArray) -> tuple[tuple[str, float], ...]:
-    """Which features a score is made of: (name, share of T²), the largest first; the shares of classes count as one, "classes"."""
+def parts_of(reference: DeviceReference, grid: Grid, rows: DoubleArray, look: LookReference) -> tuple[tuple[str, float], ...]:
+    """Which features the look's last stretch differs by: (name, share of T² from its nearest mode), the largest first.
+
+    The shares of classes count as one, "classes".
+    """
     made = summarizer(grid)
     parts = np.zeros(made.dimensions)
-    parts[reference.coordinates] = reference.scatter.contributions(np.asarray(summary, np.float64)[reference.coordinates])
+    parts[reference.coordinates] = reference.contributions(rows, look)
     total = float(parts.sum())
     if not math.isfinite(total) or total <= 0:
         return ()
@@ -185,16 +183,15 @@ def days_of(w0s: Sequence[int]) -> int:
 
 def to_json(state: CheckState) -> str:
     """The state as it is remembered."""
-    document = {name: getattr(state, name) for name in CheckState.__dataclass_fields__}
-    document["evidence"] = None if state.evidence is None else base64.b64encode(state.evidence).decode()
-    return json.dumps(document)
+    return json.dumps({name: getattr(state, name) for name in CheckState.__dataclass_fields__})
 
 
 def from_json(text: str) -> CheckState:
     """Inverse of `to_json`. Raises: ValueError, TypeError, KeyError when the text is damaged."""
     document: dict[str, Any] = json.loads(text)
     known = {name: value for name, value in document.items() if name in CheckState.__dataclass_fields__}
-    if known.get("evidence") is not None:
-        known["evidence"] = base64.b64decode(known["evidence"])
     known["features"] = tuple((str(name), float(share)) for name, share in known.get("features", ()))
+    if known.get("carries") is not None:
+        model, grid = known["carries"]
+        known["carries"] = (str(model), str(grid))
     return CheckState(**known)

@@ -3,26 +3,28 @@
 import base64
 import binascii
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from agent.drift import check, conditions
+from agent.drift import check, conditions, sending
 from agent.drift.check import CheckState
-from agent.drift.store import SUBWINDOWS_PER_DAY, CheckRow, DriftStore, Flag, Subject
+from agent.drift.fitting import Fitted
+from agent.drift.store import SUBWINDOWS_PER_DAY, CheckRow, DriftStore, Flag, Subject, SubWindowRow
 from agent.drift.windows import OpenWindow
 from agent.events.bodies import event_body
-from agent.store import Draft
-from protocol.errors import InvalidError, MooringError
+from agent.store import Draft, SketchDraft
+from protocol.errors import InvalidError
 from protocol.messages import REFERENCE_LEARNED, DriftFeature, DriftPipeline, ReferenceLearned
 from protocol.sketches.codec import SUBWINDOW_MS, decode
 from protocol.sketches.counts import added, features_that_want_a_grid
 from protocol.sketches.grid import Grid
+from protocol.sketches.looks import threshold_of
 from protocol.sketches.reference import DeviceReference, Grade, carried_over, decode_reference, fit_reference
-from protocol.sketches.summary import summary
+from protocol.sketches.summary import summarizer, summary
 
 log = logging.getLogger("mooring.drift")
 
@@ -63,18 +65,79 @@ class Watched:
         return self.state.step_s or float(self.grid.step_s)
 
 
-def fit(rows: DriftStore, watched: Watched, w0: int, *, is_indoor: bool) -> bool:
-    """Give it a reference of its own, from all that is clean up to w0; returns whether it could be fitted: else the one before stays."""
-    vectors, places, counts = summaries(rows, watched.subject, watched.grid, since=watched.state.since_w0, until=w0 + 1)
-    try:
-        reference = fit_reference(vectors, places, grid=watched.grid, model=bytes.fromhex(watched.subject.model), is_indoor=is_indoor)
-    except InvalidError as error:
-        log.warning("drift.not-fitted pipeline=%s text=%s", watched.subject.pipeline, str(error)[:200])
+def own_fit(rows: DriftStore, watched: Watched, w0: int, *, is_indoor: bool) -> Callable[[], Fitted]:
+    """Work that fits its own reference on all that is clean up to w0; it reads the store and nothing else of the loop's."""
+    subject, grid, since_w0 = watched.subject, watched.grid, watched.state.since_w0
+    nothing = Fitted(subject, check.OWN, since_w0)
+
+    def work() -> Fitted:
+        vectors, places, counts = summaries(rows, subject, grid, since=since_w0, until=w0 + 1)
+        try:
+            reference = fit_reference(vectors, places, grid=grid, model=bytes.fromhex(subject.model), is_indoor=is_indoor)
+        except InvalidError as error:
+            log.warning("drift.not-fitted pipeline=%s text=%s", subject.pipeline, str(error)[:200])
+            return nothing
+        return replace(nothing, reference=reference, usual_rows=float(median(counts)))
+
+    return work
+
+
+def carried_fit(rows: DriftStore, fresh: Watched, before: CheckRow, old: Grid, *, is_indoor: bool) -> Callable[[], Fitted]:
+    """Work that fits the reference of the input features that a new release shares with the one before; the rest is collected anew."""
+    subject, grid, since_w0 = fresh.subject, fresh.grid, fresh.state.since_w0
+    nothing = Fitted(subject, check.CARRIED, since_w0)
+
+    def work() -> Fitted:
+        try:
+            state = check.from_json(before.state)
+            since = max(state.since_w0, since_w0 - KEEP)
+            vectors, places, _ = summaries(rows, before.subject, old, since=since, until=since_w0)
+            known = decode_reference(before.reference or b"", old)
+            model = bytes.fromhex(subject.model)
+            return replace(nothing, reference=carried_over(known, old, grid, vectors, places, model=model, is_indoor=is_indoor))
+        except (InvalidError, ValueError, TypeError, KeyError) as error:
+            log.warning("drift.not-carried-over pipeline=%s text=%s", subject.pipeline, str(error)[:200])
+            return nothing
+
+    return work
+
+
+def take_fitted(watched: Watched, fitted: Fitted, w0: int) -> bool:
+    """Give it the reference that was fitted, judging from w0 on, unless that is not wanted any more; returns whether it did."""
+    state = watched.state
+    if fitted.since_w0 != state.since_w0 or (fitted.origin == check.CARRIED and state.carries is None):
+        return False
+    if fitted.origin == check.CARRIED:
+        watched.state = state = replace(state, carries=None)
+    reference = fitted.reference
+    if reference is None or (fitted.origin == check.CARRIED and watched.reference is not None):
         return False
     watched.reference = reference
-    watched.state = check.with_reference(watched.state, reference, origin=check.OWN, usual_rows=float(median(counts)))
+    watched.state = check.with_reference(state, from_w0=w0, origin=fitted.origin, usual_rows=fitted.usual_rows)
     log.info("drift.reference pipeline=%s grade=%s days=%d", watched.subject.pipeline, reference.grade, watched.state.days)
     return True
+
+
+def latest_rows(store: DriftStore, watched: Watched, now: Any, *, since: int, w0: int) -> Any:
+    """Summaries of the sub-windows from `since` to w0, float64[n, d]: the stored ones, and `now`, float64[d] or None, as the last.
+
+    NaN rows where one is missing or not testable. Raises: InvalidError when one cannot be read.
+    """
+    first = min(since, w0)
+    found = np.full((w0 - first + 1, summarizer(watched.grid).dimensions), np.nan)
+    for row in store.history(watched.subject, since=first, until=w0):
+        if row.flags & Flag.TESTABLE:
+            found[row.w0 - first] = summary(decode(row.body, watched.grid).counts, watched.grid)
+    if now is not None:
+        found[-1] = now
+    return found
+
+
+def evidence_drafts(store: DriftStore, watched: Watched, row: SubWindowRow, reference: DeviceReference) -> list[SketchDraft]:
+    """What goes to the server at once: the sub-windows of the stretch that crossed, oldest first, `row` the last. Raises: InvalidError."""
+    since = max(row.w0 - watched.state.stretch + 1, watched.state.since_w0, watched.state.from_w0)
+    before = [one for one in store.history(watched.subject, since=since, until=row.w0) if one.flags & Flag.TESTABLE]
+    return [sending.evidence_draft(one, watched.grid, reference) for one in (*before, row)]
 
 
 def summaries(store: DriftStore, subject: Subject, grid: Grid, *, since: int, until: int) -> tuple[Any, Any, list[int]]:
@@ -92,23 +155,6 @@ def summaries(store: DriftStore, subject: Subject, grid: Grid, *, since: int, un
     return np.array(vectors, np.float64).reshape(len(vectors), width), np.array(places, np.int64), rows
 
 
-def carry_over(rows: DriftStore, fresh: Watched, before: CheckRow, old: Grid, w0: int) -> None:
-    """A new release keeps the reference of the input features that it shares with the one before; the rest is collected anew."""
-    if before.reference is None:
-        return
-    model = bytes.fromhex(fresh.subject.model)
-    try:
-        state = check.from_json(before.state)
-        vectors, places, _ = summaries(rows, before.subject, old, since=max(state.since_w0, w0 - KEEP), until=w0)
-        reference = carried_over(decode_reference(before.reference, old), old, fresh.grid, vectors, places, model=model)
-    except (MooringError, ValueError, TypeError, KeyError) as error:
-        log.warning("drift.not-carried-over pipeline=%s text=%s", fresh.subject.pipeline, str(error)[:200])
-        return
-    if reference is not None:
-        fresh.reference = reference
-        fresh.state = check.with_reference(CheckState(state.step_s, since_w0=w0), reference, origin=check.CARRIED)
-
-
 def latest(checks: Iterable[CheckRow], pipeline: str) -> Subject | None:
     """The subject with a reference that was judged last on the pipeline, from before the start."""
     found: dict[Subject, int] = {}
@@ -121,18 +167,18 @@ def latest(checks: Iterable[CheckRow], pipeline: str) -> Subject | None:
     return max(found, key=lambda subject: found[subject], default=None)
 
 
-def borrow(watched: Watched, text: str) -> bool:
-    """Use a reference that was brought, base64, unless it is of another model or in use already; returns whether it is new."""
+def borrow(watched: Watched, text: str, w0: int) -> bool:
+    """Use a reference that was brought, base64, from w0 on, unless it is of another model or in use already; returns whether it is new."""
     try:
         reference = decode_reference(base64.b64decode(text, validate=True), watched.grid)
     except (InvalidError, binascii.Error) as error:
         log.warning("drift.lent-reference-refused pipeline=%s text=%s", watched.subject.pipeline, str(error)[:200])
         return False
     is_used = watched.reference is not None and watched.reference.reference_id == reference.reference_id
-    if reference.model != bytes.fromhex(watched.subject.model) or is_used:
+    if reference.model != bytes.fromhex(watched.subject.model) or reference.per_day != SUBWINDOWS_PER_DAY or is_used:
         return False
     watched.reference = reference
-    watched.state = replace(check.with_reference(watched.state, reference, origin=check.LENT), is_told=True)
+    watched.state = replace(check.with_reference(watched.state, from_w0=w0, origin=check.LENT), is_told=True)
     return True
 
 
@@ -169,7 +215,7 @@ def wants_grid(rows: DriftStore, watched: Watched, w0: int) -> bool:
 def told(watched: Watched, *, rate: float, is_taken: bool, lost: int) -> DriftPipeline:
     """The row of the state topic. `rate`: false alarms per device-year; `is_taken`: somebody took its alarm."""
     state, reference, subject = watched.state, watched.reference, watched.subject
-    evidence, threshold = (0.0, None) if reference is None else check.value_of(state, reference, rate)
+    threshold = None if reference is None else threshold_of(rate)
     return DriftPipeline(
         pipeline=subject.pipeline,
         line=watched.line,
@@ -183,8 +229,10 @@ def told(watched: Watched, *, rate: float, is_taken: bool, lost: int) -> DriftPi
         step_s=round(watched.step_s),
         score=state.score,
         p=state.p,
-        evidence=round(evidence, 3),
+        evidence=round(state.statistic or 0.0, 3),
         threshold=threshold,
+        look=state.look,
+        stretch=state.stretch,
         raised_at=None if state.raised_w0 is None else state.raised_w0 * SUBWINDOW_MS,
         features=[DriftFeature(name=name, share=share) for name, share in state.features[: check.NAMED_FEATURES]],
         lost=lost,

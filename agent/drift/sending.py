@@ -23,6 +23,8 @@ from protocol.sketches.codec import (
     window_id,
 )
 from protocol.sketches.grid import Grid
+from protocol.sketches.reference import DeviceReference
+from protocol.sketches.summary import summary
 
 HOUR_S = SUBWINDOW_S * SUBWINDOWS_PER_HOUR
 #: What windows may grow to when the disk budget is full: 6 hours, then a day; in sub-windows.
@@ -60,9 +62,11 @@ def hour_draft(rows: Sequence[SubWindowRow], grid: Grid) -> SketchDraft:
     return draft_of(spread(window, w0=first, nsub=end - first))
 
 
-def evidence_draft(row: SubWindowRow, grid: Grid) -> SketchDraft:
-    """The message of one sub-window that is sent at once. Raises: InvalidError when it cannot be read."""
-    return draft_of(decode(row.body, grid))
+def evidence_draft(row: SubWindowRow, grid: Grid, reference: DeviceReference) -> SketchDraft:
+    """The message of one sub-window that is sent at once, with its score by the reference that crossed. Raises: InvalidError."""
+    window = decode(row.body, grid)
+    scores = reference.scores(summary(window.counts, grid)[None])
+    return draft_of(replace(window, scores=scores, reference_id=reference.reference_id))
 
 
 def draft_of(window: SketchWindow) -> SketchDraft:

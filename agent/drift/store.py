@@ -183,8 +183,8 @@ class DriftStore:
             found = connection.execute("SELECT pipeline, model, grid, src, state, reference FROM drift_checks").fetchall()
         return [CheckRow(Subject(*row[:4]), row[4], None if row[5] is None else bytes(row[5])) for row in found]
 
-    def save_check(self, row: CheckRow, *, window: SubWindowRow | None = None, evidence: SketchDraft | None = None) -> None:
-        """Replace the check; with it, in one, the sub-window that it judged and the one that goes to the server at once."""
+    def save_check(self, row: CheckRow, *, window: SubWindowRow | None = None, evidence: Sequence[SketchDraft] = ()) -> None:
+        """Replace the check; with it, in one, the sub-window that it judged and those that go to the server at once."""
         with self._store.writing() as writing:
             if window is not None:
                 _put(writing, window)
@@ -192,8 +192,8 @@ class DriftStore:
                 "INSERT OR REPLACE INTO drift_checks (pipeline, model, grid, src, state, reference, at) VALUES (?, ?, ?, ?, ?, ?, ?)"
             )
             writing.execute(statement, (*_key(row.subject), row.state, row.reference, self._now_ms()))
-            if evidence is not None:
-                writing.add_sketch(evidence)
+            for draft in evidence:
+                writing.add_sketch(draft)
 
     def _now_ms(self) -> int:
         return to_unix_ms(self._clock.now())

@@ -5,7 +5,7 @@ Nothing here stops inference. What cannot be counted is counted as lost; a check
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 from agent.config import DriftConfig
 from agent.drift import check, conditions, references, sending, windows
 from agent.drift.check import CheckState, Rules
+from agent.drift.fitting import Fitter, Start, in_thread
 from agent.drift.references import KEEP, KEEP_LEARNING, Watched
 from agent.drift.rows import SampledRow, seen_of, values_of
 from agent.drift.store import SUBWINDOWS_PER_DAY, CheckRow, DriftStore, Flag, Subject, SubWindowRow
@@ -54,8 +55,9 @@ class Place:
 class DriftWatch:
     """All that is watched on this device."""
 
-    def __init__(self, store: Store, *, clock: Clock, device: str, source: str) -> None:
-        """`source`: of the events about this device. Raises: DeviceError when the store cannot be read."""
+    def __init__(self, store: Store, *, clock: Clock, device: str, source: str, start: Start = in_thread) -> None:
+        """`source`: of the events about this device; `start` runs the fits. Raises: DeviceError when the store cannot be read."""
+        self._fitter = Fitter(start)
         self._rows, self._store, self._clock, self._source = DriftStore(store, clock), store, clock, source
         self._minute = sending.minute_of(device)
         self._settings, self._places = DriftConfig(), dict[str, Place]()
@@ -140,6 +142,7 @@ class DriftWatch:
                 self._close(watched)
                 if self._current.get(watched.subject.pipeline) != watched.subject:
                     del self._watched[watched.subject]  # another model runs there now; what it left is in the store
+        self._take_fitted(now_w0)
         if now_w0 != self._tick_w0:
             self._keep_lost()
             self._tick_w0 = now_w0
@@ -218,14 +221,35 @@ class DriftWatch:
                 log.warning("drift.forgotten pipeline=%s text=%s", subject.pipeline, str(error)[:200])
                 fresh.state, fresh.reference = CheckState(wished, since_w0=w0), None
         else:
-            before = self._current.get(subject.pipeline) or references.latest(self._checks.values(), subject.pipeline)
-            old = self._find_grid(before.grid) if before is not None else None
-            if before is not None and before in self._checks and old is not None:
-                references.carry_over(self._rows, fresh, self._checks[before], old, w0)
+            fresh.state = self._begun(subject, w0)
         if wished and fresh.state.step_s != wished:  # DRIFT 5.8: another step is another reference
             fresh.state, fresh.reference = CheckState(wished, since_w0=w0), None
         self._renew_when_asked(fresh)
+        self._carry_over(fresh)
         return fresh
+
+    def _begun(self, subject: Subject, w0: int) -> CheckState:
+        """The state of a model version that is new here: what it takes over from the one before is fitted beside the loop."""
+        before = self._current.get(subject.pipeline) or references.latest(self._checks.values(), subject.pipeline)
+        kept = None if before is None else self._checks.get(before)
+        if before is None or kept is None or kept.reference is None:
+            return CheckState(float(self._settings.step_s or 0))
+        try:
+            step_s = check.from_json(kept.state).step_s
+        except (ValueError, TypeError, KeyError):
+            return CheckState(float(self._settings.step_s or 0))
+        return CheckState(step_s, since_w0=w0, carries=(before.model, before.grid))
+
+    def _carry_over(self, fresh: Watched) -> None:
+        """Have the reference of the shared inputs fitted, also when the agent ended in the middle of it."""
+        if fresh.state.carries is None or fresh.reference is not None:
+            return
+        before = Subject(fresh.subject.pipeline, *fresh.state.carries)
+        kept, old = self._checks.get(before), self._find_grid(before.grid)
+        if kept is None or old is None:
+            fresh.state = replace(fresh.state, carries=None)
+        else:
+            self._fitter.ask(fresh.subject, references.carried_fit(self._rows, fresh, kept, old, is_indoor=self._settings.indoor))
 
     def _choose_step(self, watched: Watched, row: SampledRow) -> None:
         """Once it is known what a row costs here, keep the step with which they fit into their share of the processor."""
@@ -282,7 +306,7 @@ class DriftWatch:
     # --- the end of a sub-window ---
 
     def _close(self, watched: Watched) -> None:
-        """Judge the sub-window, keep it, and send it at once when it makes the evidence cross."""
+        """Judge the sub-window, keep it, and send its stretch at once when it crosses."""
         window, watched.window = watched.window, None
         if window is None:
             return
@@ -317,8 +341,10 @@ class DriftWatch:
         flags |= Flag.IN_ALARM if is_alarmed else Flag(0)
         reference_id = watched.reference.reference_id if watched.reference is not None else None
         row = windows.row_of(window, flags=flags, score=judged.score, reference_id=reference_id)
-        evidence = sending.evidence_draft(row, watched.grid) if judged.is_crossing else None
         watched.state = judged.state
+        evidence: list[SketchDraft] = []
+        if judged.is_crossing and watched.reference is not None:
+            evidence = references.evidence_drafts(self._rows, watched, row, watched.reference)
         self._save(watched, window=row, evidence=evidence)
         watched.check_codes = (watched.check_codes & {"grid_wanted"}) | codes
         watched.closed_codes = windows.names_of(window.seconds)
@@ -330,11 +356,13 @@ class DriftWatch:
         if watched.reference is None:
             return check.Judged(watched.state)
         vector = summary(window.counts(), watched.grid) if is_testable else None
+        since = check.first_row(watched.state, watched.reference, window.w0)
+        rows = references.latest_rows(self._rows, watched, vector, since=since, w0=window.w0)
         settings = self._settings
         rules = Rules(settings.false_alarms_per_year, may_raise=settings.check == "device")
-        return check.judge(watched.state, watched.reference, watched.grid, vector, window.w0, rules)
+        return check.judge(watched.state, watched.reference, watched.grid, rows, window.w0, rules)
 
-    def _save(self, watched: Watched, *, window: SubWindowRow | None = None, evidence: SketchDraft | None = None) -> None:
+    def _save(self, watched: Watched, *, window: SubWindowRow | None = None, evidence: Sequence[SketchDraft] = ()) -> None:
         encoded = None if watched.reference is None else watched.reference.encoded
         row = CheckRow(watched.subject, check.to_json(watched.state), encoded)
         self._rows.save_check(row, window=window, evidence=evidence)
@@ -343,7 +371,7 @@ class DriftWatch:
     # --- references ---
 
     def _review(self, watched: Watched, w0: int) -> None:
-        """Once a day: count the complete days, and fit a reference when there are enough; forget what is too old."""
+        """Once a day: count the complete days, and have a reference fitted when there are enough; forget what is too old."""
         places = self._rows.clean_places(watched.subject, since=watched.state.since_w0)
         days, is_own = check.days_of(places), watched.state.origin == check.OWN
         if days != watched.state.days:
@@ -352,16 +380,30 @@ class DriftWatch:
         wanted = grade_of(days)
         is_better = not is_own or (watched.grade is Grade.PROVISIONAL and wanted is Grade.CALIBRATED)
         if wanted is not Grade.COLLECTING and is_better:
-            self.revision += references.fit(self._rows, watched, w0, is_indoor=self._settings.indoor)
+            self._fitter.ask(watched.subject, references.own_fit(self._rows, watched, w0, is_indoor=self._settings.indoor))
         self._save(watched)
-        if (draft := references.learned_draft(watched, self._source)) is not None:
-            self._store.add_all([draft])
-            watched.state = replace(watched.state, is_told=True)
-            self._save(watched)
+        self._tell(watched)
         wanting = {"grid_wanted"} if references.wants_grid(self._rows, watched, w0) else frozenset[str]()
         watched.check_codes = (watched.check_codes - {"grid_wanted"}) | wanting
         keep = KEEP if all(one.grade is Grade.CALIBRATED for one in self._watched.values()) else KEEP_LEARNING
         self._forget(w0, keep)
+
+    def _take_fitted(self, w0: int) -> None:
+        """Judge by what was fitted from this sub-window on."""
+        for fitted in self._fitter.take():
+            watched = self._watched.get(fitted.subject)
+            if watched is None:
+                continue
+            self.revision += references.take_fitted(watched, fitted, w0)
+            self._save(watched)
+            self._tell(watched)
+
+    def _tell(self, watched: Watched) -> None:
+        """Send the reference to the server, once."""
+        if (draft := references.learned_draft(watched, self._source)) is not None:
+            self._store.add_all([draft])
+            watched.state = replace(watched.state, is_told=True)
+            self._save(watched)
 
     def _forget(self, w0: int, keep: int) -> None:
         """Once a day forget what is too old; a clock that is wrong for some hours costs nothing, one that stays wrong a little each day."""
@@ -384,7 +426,7 @@ class DriftWatch:
             self._save(watched)
             self.revision += 1
         lent = settings.references.get(pipeline)
-        if lent is not None and watched.state.origin != check.OWN and references.borrow(watched, lent):
+        if lent is not None and watched.state.origin != check.OWN and references.borrow(watched, lent, now_w0):
             self._save(watched)
             self.revision += 1
 

@@ -272,14 +272,20 @@ def test_drift_is_shown_in_words(service: Service, clock: FakeClock, tmp_path: P
     raised = one | {
         "grade": "calibrated",
         "state": "raised",
-        "threshold": 365.0,
-        "evidence": 400.0,
+        "threshold": 52_560.0,
+        "evidence": 60_000.0,
         "features": [{"name": "image.sharpness"}],
+        "look": "all-3h",
+        "stretch": 18,
     }
+    by_classes = raised | {"look": "classes-1h", "stretch": 6, "features": [{"name": "classes"}]}
+    at_once = raised | {"look": "all-10min", "stretch": 1}
     lines.clear()
-    _show_drift({**figures, "pipelines": [one, raised], "lost": 4}, lines.append, "  ")
+    _show_drift({**figures, "pipelines": [one, raised, by_classes, at_once], "lost": 4}, lines.append, "  ")
     assert lines == [
         "  drift front: learning what is normal here, 0 of 14 complete days",
-        "  drift front: watched, evidence 400 of 365; DRIFT raised: image.sharpness",
+        "  drift front: watched, evidence 6e+04 of 5.26e+04; DRIFT raised in the mean of 3 hours: image.sharpness",
+        "  drift front: watched, evidence 6e+04 of 5.26e+04; DRIFT raised in the shares of classes of an hour: classes",
+        "  drift front: watched, evidence 6e+04 of 5.26e+04; DRIFT raised in ten minutes: image.sharpness",
         "  drift: 4 rows were lost or skipped",
     ]

@@ -1,6 +1,7 @@
 """A device that watches one pipeline: the real store and watch, a clock that the test moves, and a world in front of it."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from simulators.clock import START, FakeClock
 from simulators.drift_rows import MODEL, World, make_grid, make_slot
 
 from agent.config import DriftConfig
+from agent.drift.fitting import Start
 from agent.drift.store import DriftStore, Flag, Subject, SubWindowRow
 from agent.drift.watching import DriftWatch, Place
 from agent.drift.windows import begin, row_of, subwindow_of
@@ -20,11 +22,17 @@ from protocol.sketches.codec import SketchWindow, decode, read_head
 ROW_S = 50.0
 
 
+def run_now(work: Callable[[], None]) -> None:
+    """Fit it where it is asked for."""
+    work()
+
+
 class Site:
     """The device of a test; `restart` and `crash` open its file anew."""
 
-    def __init__(self, folder: Path, *, template: Path | None = None, clock: FakeClock | None = None) -> None:
-        self.folder, self.clock = folder, clock or FakeClock()
+    def __init__(self, folder: Path, *, template: Path | None = None, clock: FakeClock | None = None, start: Start = run_now) -> None:
+        """`start`: how references are fitted; by default on the spot, so that they are there at the end of the tick."""
+        self.folder, self.clock, self.start = folder, clock or FakeClock(), start
         self.settings = DriftConfig()
         self.places = {"front": Place("pets")}
         self.grid = make_grid()
@@ -37,7 +45,7 @@ class Site:
     def open(self) -> None:
         self.store = Store(self.folder / "outbox.db", clock=self.clock)
         self.rows = DriftStore(self.store, self.clock)
-        self.watch = DriftWatch(self.store, clock=self.clock, device="cam-1", source="/mooring/t0/cam-1")
+        self.watch = DriftWatch(self.store, clock=self.clock, device="cam-1", source="/mooring/t0/cam-1", start=self.start)
         self.watch.configure(self.settings, self.places)
 
     def restart(self) -> None:

@@ -1,7 +1,9 @@
 """The device's own check: silent on what it knows, quick on what is new, honest about how far its reference is, and alone able to do it."""
 
 import base64
+import copy
 import json
+import shutil
 from dataclasses import replace
 from datetime import timedelta
 
@@ -13,7 +15,9 @@ from agent.drift import check
 from agent.drift.store import Flag
 from protocol.messages import ReferenceLearned
 from protocol.sketches.codec import SUBWINDOW_MS
+from protocol.sketches.looks import is_alarm, statistic_of
 from protocol.sketches.reference import Grade, decode_reference
+from protocol.sketches.summary import summary
 
 DAY_S = 86_400
 
@@ -30,7 +34,7 @@ def test_fourteen_days_make_a_provisional_reference_that_is_told_once(site):
     site.remember(14)
     site.one_window()
     told = site.told()
-    assert (told.grade, told.days, told.threshold) == ("provisional", 14, 365.0)
+    assert (told.grade, told.days, told.threshold) == ("provisional", 14, 52_560.0)
     site.one_window()
     site.restart()
     site.one_window()
@@ -74,7 +78,9 @@ def test_another_world_crosses_at_once_and_its_sub_window_goes_to_the_server_bef
     told = site.told()
     assert told.state == "raised"
     assert told.features[0].share > 0.2
+    assert told.evidence >= told.threshold
     evidence = [one for one in site.sketches() if one.nsub == 1]
+    assert (told.look, told.stretch) == ("all-10min", 1)
     assert [one.w0 * SUBWINDOW_MS for one in evidence] == [told.raised_at]
     assert evidence[0].scores[0] == np.float32(told.score)
     site.one_window(shift=3.0)
@@ -86,9 +92,9 @@ def test_another_world_crosses_at_once_and_its_sub_window_goes_to_the_server_bef
 
 def test_fewer_false_alarms_a_year_ask_for_more_evidence(calibrated):
     site = calibrated
-    assert site.told().threshold == 365.0
+    assert site.told().threshold == 52_560
     site.configure(false_alarms_per_year=0.2)
-    assert site.told().threshold == pytest.approx(1825.0)
+    assert site.told().threshold == pytest.approx(262_800)
 
 
 def test_where_the_server_judges_the_device_scores_and_raises_nothing(calibrated):
@@ -112,18 +118,112 @@ def test_a_raised_state_survives_the_power_and_shows_who_took_it(calibrated):
     assert site.told().state == "acknowledged"
 
 
-def test_it_is_over_when_the_evidence_stayed_low_for_two_blocks(calibrated):
+def usual_rows(reference, count=18):
+    """So many sub-windows as they are on average, as `judge` takes them."""
+    return np.repeat(reference.scatter.mean[None], count, axis=0)
+
+
+def test_it_is_over_when_the_statistic_stayed_low_for_a_day(calibrated):
     site = calibrated
     site.one_window(shift=3.0)
     assert site.told().state == "raised"
     state = site.watch._watched[site.subject].state
     reference = site.watch._watched[site.subject].reference
-    vector = reference.scatter.mean
     w0 = state.raised_w0
-    for at in range(1, 2 * 144 + 1):
+    for at in range(1, 145):
         assert state.is_raised
-        state = check.judge(state, reference, site.grid, vector, w0 + at, check.Rules()).state
+        assert check.first_row(state, reference, w0 + at) == max(w0 + at - 17, state.from_w0)
+        state = check.judge(state, reference, site.grid, usual_rows(reference), w0 + at, check.Rules()).state
     assert not state.is_raised
+    assert check.first_row(state, reference, w0 + 145) == w0 + 145, "what belongs to an alarm that is over enters no look"
+
+
+@pytest.mark.parametrize("surprise", ["moved", "unknown", "silent"])
+def test_the_hold_begins_again_when_the_world_moves_or_nothing_is_known(calibrated, surprise):
+    site = calibrated
+    site.one_window(shift=3.0)
+    state, reference = site.watch._watched[site.subject].state, site.watch._watched[site.subject].reference
+    w0, rows = state.raised_w0, usual_rows(reference)
+    for at in range(1, 140):
+        state = check.judge(state, reference, site.grid, rows, w0 + at, check.Rules()).state
+    if surprise == "silent":
+        w0 += 300
+    else:
+        worse = rows + 5.0 if surprise == "moved" else np.full_like(rows, np.nan)
+        state = check.judge(state, reference, site.grid, worse, w0 + 140, check.Rules()).state
+    for at in range(141, 141 + 143):
+        state = check.judge(state, reference, site.grid, rows, w0 + at, check.Rules()).state
+        assert state.is_raised
+    assert not check.judge(state, reference, site.grid, rows, w0 + 141 + 143, check.Rules()).state.is_raised
+
+
+def ten_minutes(site, *, shift, is_cut=False):
+    """A whole sub-window that follows the one before, which is closed and judged; then perhaps the power is cut."""
+    site.to_next_subwindow()
+    site.tick()
+    if is_cut:
+        site.crash()
+    site.world.shift = shift
+    site.run(550)
+
+
+def drifted(site, shift, *, most=36):
+    """Ten minutes after ten minutes of a world that moved a little, until something is raised; returns how many it took."""
+    for count in range(1, most + 1):
+        ten_minutes(site, shift=shift)
+        if site.told().state == "raised":
+            return count
+    raise AssertionError(f"nothing was raised in {most} sub-windows")
+
+
+def test_a_small_shift_that_stays_crosses_in_a_longer_look_and_brings_its_whole_stretch(calibrated):
+    site = calibrated
+    count = drifted(site, 0.45)
+    told = site.told()
+    assert count > 1
+    assert told.stretch in (6, 18)
+    evidence = [one for one in site.sketches() if one.nsub == 1]
+    last = told.raised_at // SUBWINDOW_MS
+    begun = site.watch._watched[site.subject].state.from_w0  # the reference is hours old
+    rows = site.rows.history(site.subject, since=max(begun, last - told.stretch + 1), until=last + 1)
+    assert [one.w0 for one in evidence] == [row.w0 for row in rows if row.flags & Flag.TESTABLE]
+    assert evidence[-1].w0 == last
+    reference = site.watch._watched[site.subject].reference
+    assert {one.reference_id for one in evidence} == {reference.reference_id}
+    sent = np.array([summary(one.counts, site.grid) for one in evidence])
+    assert [one.scores[0] for one in evidence] == reference.scores(sent).tolist()
+    stretch = np.full((told.stretch, sent.shape[1]), np.nan)
+    stretch[[one.w0 - last + told.stretch - 1 for one in evidence]] = sent
+    value = reference.judged(stretch)[-1]
+    assert statistic_of(value) == pytest.approx(told.evidence, rel=1e-6), "whoever has the stretch finds what the device found"
+    assert is_alarm(value, 1.0)
+
+
+def test_a_crossing_of_a_longer_look_is_found_though_the_agent_ends_between_any_two_sub_windows(calibrated, tmp_path):
+    site = calibrated
+    other = type(site)(tmp_path / "cut", template=None, clock=copy.copy(site.clock))
+    other.store.close()
+    site.watch.stop()
+    site.store.close()
+    shutil.copy(site.folder / "outbox.db", other.folder / "outbox.db")
+    site.open()
+    other.open()
+    other.world.chance = copy.deepcopy(site.world.chance)
+    count = drifted(site, 0.45)
+    for index in range(count):
+        ten_minutes(other, shift=0.45, is_cut=index > 0)
+    mine, its = site.told(), other.told()
+    assert mine.stretch > 1
+    assert (its.state, its.look, its.stretch, its.raised_at) == ("raised", mine.look, mine.stretch, mine.raised_at)
+    assert its.features == mine.features
+    assert [one.w0 for one in other.sketches() if one.nsub == 1] == [one.w0 for one in site.sketches() if one.nsub == 1]
+    other.store.close()
+
+
+def test_a_new_reference_judges_from_its_first_sub_window_on(calibrated):
+    watched = calibrated.watch._watched[calibrated.subject]
+    state = check.with_reference(watched.state, from_w0=1000, origin=check.OWN)
+    assert [check.first_row(state, watched.reference, w0) for w0 in (1000, 1005, 1017, 1040)] == [1000, 1000, 1000, 1023]
 
 
 def test_what_lies_inside_an_alarm_is_left_out_of_every_reference(calibrated):
@@ -172,7 +272,7 @@ def test_a_new_release_keeps_the_reference_of_the_inputs_it_shares(calibrated):
     site.world = World(grid, make_slot(site.folder / "next", grid), model="b2" * 16)
     site.one_window()
     told = site.told()
-    assert (told.model, told.grade, told.threshold) == ("b2" * 16, "calibrated", 365.0)
+    assert (told.model, told.grade, told.threshold) == ("b2" * 16, "calibrated", 52_560)
     watched = site.watch._watched[site.subject]
     assert watched.state.origin == check.CARRIED
     assert len(watched.reference.coordinates) == 4  # place and spread of two inputs; the output is collected anew
@@ -255,7 +355,9 @@ def test_a_reference_without_a_covariance_raises_nothing_and_says_so(calibrated)
 
 
 def test_a_state_survives_its_way_through_the_store():
-    state = check.CheckState(8.0, 5, 12, 600.0, check.OWN, b"\x00\xff", 4.5, 0.25, 7, 6, 8, 99.5, (("a", 0.5),), is_told=True)
+    state = check.CheckState(
+        8.0, 5, 12, 600.0, check.OWN, 4, 4.5, 0.25, 7, 99.5, "all-1h", 6, 6, 8, 99.5, (("a", 0.5),), is_told=True, carries=("m", "g")
+    )
     assert check.from_json(check.to_json(state)) == state
 
 
@@ -263,10 +365,10 @@ def test_a_late_sub_window_changes_nothing(calibrated):
     site = calibrated
     watched = site.watch._watched[site.subject]
     assert watched.grade is Grade.CALIBRATED
-    vector = watched.reference.scatter.mean
-    once = check.judge(watched.state, watched.reference, site.grid, vector, site.w0 + 300, check.Rules())
-    again = check.judge(once.state, watched.reference, site.grid, vector, site.w0 + 300, check.Rules())
-    late = check.judge(once.state, watched.reference, site.grid, vector, site.w0 + 300 - check.DAY, check.Rules())
+    rows = usual_rows(watched.reference)
+    once = check.judge(watched.state, watched.reference, site.grid, rows, site.w0 + 300, check.Rules())
+    again = check.judge(once.state, watched.reference, site.grid, rows, site.w0 + 300, check.Rules())
+    late = check.judge(once.state, watched.reference, site.grid, rows, site.w0 + 300 - check.DAY, check.Rules())
     assert once.score is not None
     assert (again.score, again.state, late.state) == (None, once.state, once.state)
 
@@ -322,13 +424,15 @@ def test_what_is_older_than_is_needed_is_forgotten_day_by_day(calibrated):
 
 def test_an_alarm_from_ahead_of_time_stays_one_and_ends_in_its_time(calibrated):
     watched = calibrated.watch._watched[calibrated.subject]
-    reference, vector, w0 = watched.reference, watched.reference.scatter.mean, calibrated.w0
-    for summary in (vector, None):  # ahead nothing but sub-windows that could not be judged: the evidence is ahead all the same
-        ahead = check.judge(watched.state, reference, calibrated.grid, summary, w0 + 6000, check.Rules()).state
-        state = replace(ahead, raised_w0=w0 + 6000, low_w0=w0 + 6000)
-        back = check.judge(state, reference, calibrated.grid, vector, w0 + 1, check.Rules())
+    reference, w0 = watched.reference, calibrated.w0
+    rows = usual_rows(reference)
+    for seen in (rows, np.full_like(rows, np.nan)):  # ahead nothing but sub-windows that could not be judged
+        ahead = check.judge(watched.state, reference, calibrated.grid, seen, w0 + 6000, check.Rules()).state
+        state = replace(ahead, raised_w0=w0 + 6000, low_w0=w0 + 6000, from_w0=w0 + 5000)
+        assert check.first_row(state, reference, w0 + 20) == w0 + 3, "what is ahead keeps nothing out"
+        back = check.judge(state, reference, calibrated.grid, rows, w0 + 1, check.Rules())
         assert (back.score is not None, back.state.judged_w0, back.state.raised_w0) == (True, w0 + 1, w0 + 1)
         state = back.state
         for at in range(2, 2 * 144 + 2):
-            state = check.judge(state, reference, calibrated.grid, vector, w0 + at, check.Rules()).state
+            state = check.judge(state, reference, calibrated.grid, rows, w0 + at, check.Rules()).state
         assert not state.is_raised

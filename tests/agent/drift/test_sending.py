@@ -10,6 +10,9 @@ from agent.drift.sending import draft_of, due_hours, evidence_draft, hour_draft,
 from agent.drift.store import Flag, Subject
 from agent.drift.windows import begin, row_of
 from protocol.sketches.codec import decode
+from protocol.sketches.looks import LOOKS
+from protocol.sketches.reference import fit_reference
+from protocol.sketches.summary import summary
 
 GRID = make_grid()
 SUBJECT = Subject("front", "a1" * 16, GRID.grid_id.hex())
@@ -61,9 +64,17 @@ def test_devices_spread_over_the_minutes_and_each_keeps_its_own():
     assert minutes == [minute_of(f"cam-{number}") for number in range(2000)]
 
 
-def test_evidence_is_the_one_sub_window():
-    window = opened(evidence_draft(sub_window(W0 + 2, score=9.0), GRID))
-    assert (window.w0, window.nsub, window.counts.rows) == (W0 + 2, 1, 5)
+@pytest.fixture(scope="module")
+def reference():
+    chance, w0s = np.random.default_rng(1), np.arange(W0 - 144 * 14, W0)
+    return fit_reference(chance.normal(size=(len(w0s), 8)), w0s, grid=GRID, model=bytes.fromhex(SUBJECT.model), looks=LOOKS[:1])
+
+
+@pytest.mark.parametrize("before", [None, 9.0])
+def test_evidence_is_one_sub_window_with_its_score_by_the_reference_that_crossed(reference, before):
+    window = opened(evidence_draft(sub_window(W0 + 2, score=before), GRID, reference))
+    assert (window.w0, window.nsub, window.counts.rows, window.reference_id) == (W0 + 2, 1, 5, reference.reference_id)
+    assert window.scores.tolist() == reference.scores(summary(window.counts, GRID)[None]).tolist()
 
 
 def hours(*places, subject=SUBJECT):
@@ -100,8 +111,8 @@ def test_nothing_is_merged_over_a_gap_in_which_a_sent_window_may_lie_nor_over_mi
         assert found[0] == (0, 1)
 
 
-def test_models_grids_and_evidence_are_never_merged_with_each_other():
+def test_models_grids_and_evidence_are_never_merged_with_each_other(reference):
     other = replace(SUBJECT, model="b2" * 16)
-    evidence = evidence_draft(sub_window(W0 + 6, score=1.0), GRID).encode(0)
+    evidence = evidence_draft(sub_window(W0 + 6, score=1.0), GRID, reference).encode(0)
     assert merged_places([*hours(0), *hours(1, subject=other), evidence]) is None
     assert merge_unsent(hours(0, 1), lambda _: None) is None
