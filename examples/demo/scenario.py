@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from examples.demo.drift import SETTINGS as DRIFT_SETTINGS
+from examples.demo.drift import DriftStory
 from examples.demo.world import World
 
 DIGITS = Path(__file__).resolve().parent.parent / "digits"
@@ -65,35 +67,42 @@ class Scenario:
         self.enroll()
         first = self.release_to_all("1.0", "first model")
         self.cut_and_release(first)
+        drift = DriftStory(self.world, self.report, "cam-1", self.pipeline_of("cam-1"), self.videos["cam-1"], self.status)
+        say("Teaching cam-1 what is normal: two weeks are drawn from its own frames by the device's code")
+        drift.teach(self.world.agents["cam-1"].state_dir / "slots" / LINE / self.active_slot("cam-1")["slot"])
         self.refuse()
+        drift.stay_quiet()
+        say("Dirt on the lens of cam-1: darker and blurred")
+        drift.get_dirty()
         self.check_audit()
 
     def import_models(self) -> None:
         """Bring three versions, each for both runtimes, into the registry."""
         say("Importing the digit models (int8 ONNX and int8 TFLite, versions 1.0, 1.1 and a broken 1.2)")
         for version in ("1.0", "1.1", "1.2"):
-            self.models[version] = {
-                runtime: self.world.import_model(
-                    DIGITS / "models" / version / runtime / f"model.{runtime}",
-                    DIGITS / f"{runtime}.toml",
-                    name=f"{LINE}-{runtime}",
-                    golden=DIGITS / "models" / version / runtime / "golden.cbor",
-                    evaluation=DIGITS / "evaluation.npz",
-                )
-                for runtime in TYPES.values()
-            }
+            self.models[version] = {runtime: self.import_model(version, runtime) for runtime in TYPES.values()}
+
+    def import_model(self, version: str, runtime: str) -> str:
+        """Bring one version for one runtime into the registry, watched for drift by held-out scans; returns its id."""
+        folder = DIGITS / "models" / version / runtime
+        return self.world.import_model(
+            folder / f"model.{runtime}",
+            DIGITS / f"{runtime}.toml",
+            name=f"{LINE}-{runtime}",
+            golden=folder / "golden.cbor",
+            evaluation=DIGITS / "evaluation.npz",
+        )
 
     def enroll(self) -> None:
         """Start three agents: two cameras (TFLite), one of them behind a link that will be cut, and a gateway (ONNX)."""
         say("Enrolling three agents: cam-1 and cam-2 (TFLite), gate-1 (ONNX); cam-2 is behind a link that will be cut")
         for name, device_type in (("cam-1", "camera"), ("cam-2", "camera"), ("gate-1", "gateway")):
-            source = {"kind": "video", "path": str(self.videos[name]), "loop": True}
             self.world.add_agent(
                 name,
                 device_type=device_type,
                 is_linked=name == "cam-2",
-                settings=AGENT_SETTINGS,
-                pipelines=[{"name": "front", "line": LINE, "source": source, "keep": "events"}],
+                settings=AGENT_SETTINGS + DRIFT_SETTINGS,
+                pipelines=[self.pipeline_of(name)],
             )
             self.world.start_agent(name)
         self.world.await_(
@@ -199,6 +208,11 @@ class Scenario:
         self.world.await_(arrived, timeout_s=RELEASE_TIMEOUT_S, what=f"{', '.join(names)} to be {state} in campaign {campaign}")
 
     # --- what is read ---
+
+    def pipeline_of(self, name: str) -> dict[str, Any]:
+        """The device's pipeline as wished."""
+        source = {"kind": "video", "path": str(self.videos[name]), "loop": True}
+        return {"name": "front", "line": LINE, "source": source, "keep": "events"}
 
     def active_slot(self, name: str) -> dict[str, Any]:
         """The active slot of the device, as the server knows it; empty values when there is none."""

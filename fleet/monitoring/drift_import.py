@@ -13,8 +13,9 @@ from statistics import median
 import numpy as np
 
 from fleet.audit import Actor
+from fleet.blobs import BlobStore
 from fleet.db import Database
-from fleet.monitoring import drift_profiles, drift_references
+from fleet.monitoring import drift_learning, drift_profiles, drift_references
 from fleet.monitoring.drift_model import Reference
 from protocol.errors import InvalidError, NotFoundError
 from protocol.ids import DeviceId, TenantId
@@ -77,6 +78,7 @@ def learn(recorded: Sequence[Recorded], *, pipeline: str, model: str = "", is_in
 
 def import_reference(
     database: Database,
+    blobs: BlobStore,
     *,
     tenant: TenantId,
     device: DeviceId,
@@ -96,6 +98,7 @@ def import_reference(
         raise InvalidError("A reference from a recording wants a reason.", hint="Say where and when it was recorded: --reason.")
     learned = learn(decode_recording(recording), pipeline=pipeline, model=model, is_indoor=is_indoor)
     grid_id = learned.reference.grid_id.hex()
+    drift_learning.learn_profiles(database, blobs, tenant, now=now)  # also of a release whose devices have sent nothing yet
     with database.reading() as tx:
         is_known = grid_id in drift_profiles.grids_of(tx, tenant, {grid_id})
     if not is_known:

@@ -37,6 +37,7 @@ def import_reference(
     services = services_of(request)
     stored, learned = drift_import.import_reference(
         services.database,
+        services.blobs,
         tenant=caller.tenant,
         device=DeviceId(device),
         pipeline=pipeline,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fleet.audit import Actor, ActorKind
+from fleet.blobs import open_blobs
 from fleet.monitoring.drift_import import import_reference, learn
 from protocol.errors import InvalidError, NotFoundError
 from protocol.ids import DeviceId, TenantId
@@ -137,7 +138,7 @@ def test_a_recording_survives_its_bytes(grid, month):
     assert again.reference.reference_id == learn(month, pipeline="front").reference.reference_id
 
 
-def test_what_cannot_be_used_is_refused_before_anything_is_kept(database, grid, month):
+def test_what_cannot_be_used_is_refused_before_anything_is_kept(database, tmp_path, grid, month):
     data = encode_recording({grid.grid_id.hex(): grid.encoded}, (encode(one.window) for one in month))
     for content, reason, text, code in (
         (data, " ", "wants a reason", "invalid"),
@@ -145,13 +146,14 @@ def test_what_cannot_be_used_is_refused_before_anything_is_kept(database, grid, 
         (data, "in the hall", "which no release here brought", "unknown-grid"),
     ):
         with pytest.raises(InvalidError, match=text) as caught:
-            brought(database, content, reason)
+            brought(database, open_blobs((tmp_path / "blobs").as_uri()), content, reason)
         assert caught.value.code == code
 
 
-def brought(database, data: bytes, reason: str):
+def brought(database, blobs, data: bytes, reason: str):
     return import_reference(
         database,
+        blobs,
         tenant=TenantId("t0"),
         device=DeviceId("cam-1"),
         pipeline="front",
