@@ -45,6 +45,9 @@ class Method(IntEnum):
     TFLITE = 3
 
 
+_METHODS = frozenset(map(int, Method))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """The first 112 bytes of a delta. Sizes are bytes; `memory_kib` is what its decoder needs."""
@@ -90,7 +93,7 @@ class Header:
         magic, method, window_log, zero, old, new, old_hash, new_hash, memory, *counts = _HEADER.unpack_from(view)
         if magic != MAGIC:
             raise DeltaError(f"The file begins with {magic!r}; a delta begins with {MAGIC!r}.")
-        if method not in set(Method) or zero:
+        if method not in _METHODS or zero:
             raise DeltaError(f"The delta has method {method} and reserved field {zero}; this decoder knows methods 0 to 3 and 0.")
         header = cls(
             method=Method(method),

@@ -11,7 +11,7 @@ from protocol.delta.entropy import Array
 from protocol.delta.errors import DeltaError
 from protocol.delta.files import Mapped
 from protocol.delta.onnx import scan_onnx, varying_values
-from protocol.delta.tensors import DTYPES, WIDTHS, Kind, Scan, Tensor, skeleton_of
+from protocol.delta.tensors import DTYPES, FLOAT_KINDS, SMALL_KINDS, WIDTHS, Kind, Scan, Tensor, skeleton_of
 from protocol.delta.tflite import scan_tflite
 
 #: The ratio of scales that did not change.
@@ -54,6 +54,14 @@ class OldModel:
     def read(self, start: int, stop: int) -> bytes:
         return self._data[start:stop]
 
+    def gaps(self, indices: Iterable[int]) -> bytes:
+        """What lies before the values of these tensors since the values before them; behind all values for the number of tensors."""
+        tensors, made = self.scan.tensors, []
+        for index in indices:
+            before = tensors[index - 1]
+            made.append(self.read(before.start + before.size, tensors[index].start if index < len(tensors) else self.file.size))
+        return b"".join(made)
+
     def spelled(self, index: int) -> bytes:
         """The values of a varying tensor as they are written."""
         tensor = self.scan.tensors[index]
@@ -67,18 +75,19 @@ class OldModel:
         width = DTYPES[tensor.kind].itemsize
         return np.frombuffer(self.read(tensor.start + start * width, tensor.start + stop * width), DTYPES[tensor.kind])
 
-    def values_of(self, pieces: Iterable[Piece], partner: Sequence[int]) -> Array:
+    def values_of(self, pieces: Sequence[Piece], partner: Sequence[int]) -> Array:
         """Old values of pieces of one kind, one after the other; `partner` gives the old tensor of each."""
-        tensors, made, data = self.scan.tensors, [], self._data
-        kind = Kind.OTHER
-        for index, start, stop in pieces:
-            tensor = tensors[partner[index]]
-            kind, at = tensor.kind, tensor.start
-            if tensor.varying:
-                made.append(bytes(value & 0xFF for value in varying_values(data, tensor)[start:stop]))
-            else:
-                width = WIDTHS[kind]
-                made.append(data[at + start * width : at + stop * width])
+        tensors, data = self.scan.tensors, self._data
+        first = tensors[partner[pieces[0].index]]
+        kind, width = first.kind, WIDTHS[first.kind]
+        if first.varying:
+            made = [
+                bytes([value & 0xFF for value in varying_values(data, tensors[partner[index]])[start:stop]])
+                for index, start, stop in pieces
+            ]
+        else:
+            spans = [(tensors[partner[index]].start, start, stop) for index, start, stop in pieces]
+            made = [data[at + start * width : at + stop * width] for at, start, stop in spans]
         return np.frombuffer(made[0] if len(made) == 1 else b"".join(made), DTYPES[kind])
 
 
@@ -126,7 +135,7 @@ class Expecting:
 
     def expected(self, kind: Kind, pieces: list[Piece]) -> predict.Expected:
         """What the values of these pieces are predicted to be; all of one kind."""
-        if kind in {Kind.F32, Kind.F16}:
+        if kind in FLOAT_KINDS:
             return predict.Expected(self.expected_floats(kind, pieces), None)
         old = self._old(kind, pieces)
         fine = None if kind is Kind.I64 else self._exact(kind, pieces, old)

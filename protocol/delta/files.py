@@ -8,7 +8,7 @@ import errno
 import hashlib
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,14 +27,17 @@ class Mapped:
     """A file mapped read-only; a small one, and an empty one, which cannot be mapped, is read at once."""
 
     def __init__(self, path: Path) -> None:
-        with path.open("rb", buffering=0) as file:
-            self.size = os.fstat(file.fileno()).st_size
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.size = os.fstat(descriptor).st_size
             self.data: mmap.mmap | bytes
             if self.size > READ_WHOLE_BYTES:
-                self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self.data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
             else:
-                self.data = file.read(self.size) or b""
+                self.data = os.read(descriptor, self.size)
                 self.size = len(self.data)
+        finally:
+            os.close(descriptor)
 
     def let_go(self) -> None:
         """Give the pages back; they are read again when somebody looks."""
@@ -64,6 +67,11 @@ class Output:
         self.size = size
         self._held = bytearray(size) if size <= CHUNK_BYTES else None
 
+    def reserve(self) -> None:
+        """Take the place on the disk, of a file that is written in parts. Raises: OSError."""
+        if self._held is None:
+            os.posix_fallocate(self._descriptor, 0, self.size)
+
     def write_at(self, offset: int, data: Bytes) -> None:
         """Put the bytes there. Raises: DeltaError when they would lie outside the declared size; OSError."""
         if offset < 0 or offset + len(data) > self.size:
@@ -72,6 +80,15 @@ class Output:
             self._held[offset : offset + len(data)] = data
         else:
             self._write(offset, data)
+
+    def write_parts(self, parts: Iterable[tuple[int, Bytes]]) -> None:
+        """Put each of these bytes at their offset. Raises as `write_at`."""
+        held, size = self._held, self.size
+        for offset, data in parts:
+            if held is None or offset < 0 or offset + len(data) > size:
+                self.write_at(offset, data)
+            else:
+                held[offset : offset + len(data)] = data
 
     def finish(self) -> Digest:
         """Write what is held; returns the digest of all that was written."""
@@ -105,9 +122,8 @@ def new_file(path: Path, size: int, expected: Digest) -> Iterator[Output]:
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         try:
-            if size:
-                os.posix_fallocate(descriptor, 0, size)
             output = Output(descriptor, size)
+            output.reserve()
             yield output
             if (seen := output.finish()) != expected:
                 raise DeltaError(f"The result has digest {seen}; {expected} was wanted.")

@@ -65,6 +65,23 @@ def decode_pieces(packed: memoryview, raw_bytes: int, *, prefix: Bytes = b"", wi
         raise DeltaError(f"A zstd frame holds {'more' if left < 0 else 'fewer'} than the announced {raw_bytes} bytes.")
 
 
+def decode_all(packed: memoryview, raw_bytes: int, *, window_log: int) -> bytes:
+    """All of the frames that follow one another, together exactly `raw_bytes`. Raises: DeltaError as `decode_pieces`."""
+    import zstandard
+
+    made = memoryview(bytearray(raw_bytes + 1))
+    at = 0
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=1 << window_log).stream_reader(packed, read_across_frames=True) as reader:
+            while at <= raw_bytes and (count := reader.readinto(made[at:])):
+                at += count
+    except zstandard.ZstdError as error:
+        raise DeltaError(f"A zstd frame cannot be decoded: {error}.") from error
+    if at != raw_bytes:
+        raise DeltaError(f"The zstd frames hold {'more' if at > raw_bytes else 'fewer'} than the announced {raw_bytes} bytes.")
+    return bytes(made[:raw_bytes])
+
+
 def decode(packed: memoryview, raw_bytes: int, *, prefix: Bytes = b"", window_log: int = MAX_WINDOW_LOG) -> bytes:
     """All of the frame. Raises: DeltaError as `decode_pieces`."""
     return b"".join(map(bytes, decode_pieces(packed, raw_bytes, prefix=prefix, window_log=window_log)))

@@ -5,7 +5,7 @@ With `has_holes` the bytes are a skeleton: the values that their lengths speak o
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from protocol.delta.tensors import (
     LET_GO_EVERY,
@@ -23,6 +23,7 @@ from protocol.delta.tensors import (
 
 #: TensorProto.DataType → our kind and bytes per value.
 _KINDS = {1: (Kind.F32, 4), 6: (Kind.I32, 4), 3: (Kind.I8, 1), 2: (Kind.U8, 1), 10: (Kind.F16, 2)}
+_OTHER = Kind.OTHER, 1
 _VARYING = frozenset({2, 3})
 #: Most values of a tensor that is written in varying length; larger ones stay as they are.
 _MAX_VARYING = 4096
@@ -45,11 +46,25 @@ def scan_onnx(data: Any, *, has_holes: bool = False, let_go: Callable[[], None] 
         raise UnknownModelError("The file is no ONNX model, or it is cut.") from error
 
 
-class _Node(NamedTuple):
-    op: bytes
-    inputs: list[bytes]
-    output: bytes | None
-    axis: int
+#: Operator, inputs, first output, axis.
+_Node = tuple[bytes, list[bytes], bytes | None, int]
+
+
+def varint_of(data: Any, at: int) -> tuple[int, int]:
+    """The number at this place in protobuf's variable-length form, and where it ends. Raises: UnknownModelError; IndexError."""
+    byte = data[at]
+    if byte < 0x80:
+        return byte, at + 1
+    value, shift = byte & 0x7F, 7
+    while True:
+        at += 1
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at + 1
+        shift += 7
+        if shift > 63:
+            raise UnknownModelError("A number of the model is longer than 64 bits.")
 
 
 class _Walker:
@@ -65,12 +80,12 @@ class _Walker:
     def walk(self) -> Scan:
         at, outer = 0, None
         while at < self.size:
-            key, at = self._varint(at)
+            key, at = varint_of(self.data, at)
             if key >> 3 == 7 and key & 7 == _LENGTH:
                 if outer is not None:
                     raise UnknownModelError("The model has two graphs.")
                 place = at
-                length, at = self._varint(at)
+                length, at = varint_of(self.data, at)
                 outer = (place, at - place, length)
                 if varint(length) != bytes(self.data[place:at]):
                     raise UnknownModelError("The length of the graph is not in its shortest form.")
@@ -86,27 +101,12 @@ class _Walker:
             raise UnknownModelError("Two tensors of the model have one name.")
         return Scan(self.tensors, _links(self.nodes, names, self.tensors), outer, names)
 
-    def _varint(self, at: int) -> tuple[int, int]:
-        byte = self.data[at]
-        if byte < 0x80:
-            return byte, at + 1
-        value, shift = byte & 0x7F, 7
-        while True:
-            at += 1
-            byte = self.data[at]
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value, at + 1
-            shift += 7
-            if shift > 63:
-                raise UnknownModelError("A number of the model is longer than 64 bits.")
-
     def _skip(self, key: int, at: int) -> int:
         kind = key & 7
         if kind == _VARINT:
-            return self._varint(at)[1]
+            return varint_of(self.data, at)[1]
         if kind == _LENGTH:
-            length, at = self._varint(at)
+            length, at = varint_of(self.data, at)
             at += length
         elif kind == _FIXED32:
             at += 4
@@ -119,10 +119,10 @@ class _Walker:
         return at
 
     def _graph(self, at: int, end: int) -> int:
-        data, varint_at, tensor_at, node_at, until = self.data, self._varint, self._tensor, self._node, LET_GO_EVERY
+        data, tensor_at, node_of, until = self.data, self._tensor, self._node, LET_GO_EVERY
         while at + self.gone < end:
             key = data[at]
-            key, at = (key, at + 1) if key < 0x80 else varint_at(at)
+            key, at = (key, at + 1) if key < 0x80 else varint_of(data, at)
             if key == 0x2A:  # initializer
                 at = tensor_at(at)
                 if at > until:
@@ -131,8 +131,8 @@ class _Walker:
             elif key == 0x0A:  # node
                 length, at = data[at], at + 1
                 if length >= 0x80:
-                    length, at = (length - 0x80 + (more << 7), at + 1) if (more := data[at]) < 0x80 else varint_at(at - 1)
-                node_at(at, at + length)
+                    length, at = (length - 0x80 + (more << 7), at + 1) if (more := data[at]) < 0x80 else varint_of(data, at - 1)
+                node_of(data[at : at + length])
                 at += length
             else:
                 at = self._skip(key, at)
@@ -140,67 +140,61 @@ class _Walker:
             raise UnknownModelError("The graph ends in the middle of a field.")
         return at
 
-    def _node(self, at: int, end: int) -> None:
+    def _node(self, body: bytes) -> None:
         """Keep the names of a node that derives constants: inputs and outputs come first, as protobuf writes fields in their order."""
-        data, op, axis = self.data, b"DequantizeLinear", 1
-        is_dequantizing = data.find(_DEQUANTIZES, at, end) >= 0
+        is_dequantizing = _DEQUANTIZES in body
+        op = b"DequantizeLinear"
         if not is_dequantizing:
-            found = _OPERATOR.search(data, at, end)
-            if found is None:
+            if not (b"Conv" in body or b"Gemm" in body) or (found := _OPERATOR.search(body)) is None:
                 return
             op = found[1]
         inputs: list[bytes] = []
-        output = None
-        while at < end and (key := data[at]) in {0x0A, 0x12} and output is None:
-            length = data[at + 1]
-            length, at = (length, at + 2) if length < 0x80 else self._varint(at + 1)
-            if at + length > end:
+        output, at, end = None, 0, len(body)
+        while at < end and ((key := body[at]) == 0x0A or key == 0x12) and output is None:
+            length, at = body[at + 1], at + 2
+            if length >= 0x80:
+                length, at = varint_of(body, at - 1)
+            after = at + length
+            if after > end:
                 raise UnknownModelError("A node ends in the middle of a field.")
             if key == 0x12:
-                output = data[at : at + length]
+                output = body[at:after]
             elif len(inputs) < _MAX_INPUTS:
-                inputs.append(data[at : at + length])
-            at += length
-        if is_dequantizing and (place := data.find(_AXIS, at, end)) >= 0:
-            axis = self._varint(place + len(_AXIS))[0]
-        self.nodes.append(_Node(op, inputs, output, axis))
+                inputs.append(body[at:after])
+            at = after
+        axis = 1
+        if is_dequantizing and (place := body.find(_AXIS, at)) >= 0:
+            axis = varint_of(body, place + len(_AXIS))[0]
+        self.nodes.append((op, inputs, output, axis))
         if len(self.nodes) > _MAX_NODES:
             raise UnknownModelError(f"The model has more than {_MAX_NODES} nodes of the kinds that derive constants.")
 
     def _tensor(self, at: int) -> int:
-        data, varint_at, has_holes = self.data, self._varint, self.has_holes
-        message_at, before = at, self.gone
+        data = self.data
+        message_at = at
         length, at = data[at], at + 1
         if length >= 0x80:  # mostly of two bytes: without a call
-            length, at = (length - 0x80 + (more << 7), at + 1) if (more := data[at]) < 0x80 else varint_at(at - 1)
-        message_bytes, end = at - message_at, at + before + length
-        #: Where the message ends at the positions of `data`, and where `data` does.
-        last, size_of_data = end - before, self.size
+            length, at = (length - 0x80 + (more << 7), at + 1) if (more := data[at]) < 0x80 else varint_of(data, at - 1)
+        message_bytes = at - message_at
+        #: Where the message ends at the positions of `data`.
+        last = at + length
         dims: list[int] = []
         type_, name, value, elements = 0, b"", None, None
         # nearly every tensor begins like this
-        while at < last and data[at] == 0x08 and (value_of := data[at + 1]) < 0x80 and len(dims) <= MAX_DIMS:
+        while at < last and data[at] == 0x08 and len(dims) <= MAX_DIMS:
+            value_of, at = data[at + 1], at + 2
+            if value_of >= 0x80:
+                value_of, at = varint_of(data, at - 1)
             dims.append(value_of)
-            at += 2
+        if at < last and data[at] == 0x10 and data[at + 1] < 0x80:
+            type_, at = data[at + 1], at + 2
         while at < last:
             key, at = data[at], at + 1
-            if key >= 0x80:
-                key, at = varint_at(at - 1)
-            if key in _PLAIN:
-                value_of, at = data[at], at + 1
-                if value_of >= 0x80:
-                    value_of, at = varint_at(at - 1)
-                if key == 0x08:
-                    dims.append(value_of)
-                    if len(dims) > MAX_DIMS:
-                        raise UnknownModelError(f"A tensor has more than the {MAX_DIMS} dimensions allowed.")
-                else:
-                    type_ = value_of
-            elif key in _SIZED:
+            if key in _SIZED:
                 field_at = at
                 size, at = data[at], at + 1
                 if size >= 0x80:
-                    size, at = (size - 0x80 + (more << 7), at + 1) if (more := data[at]) < 0x80 else varint_at(at - 1)
+                    size, at = (size - 0x80 + (more << 7), at + 1) if (more := data[at]) < 0x80 else varint_of(data, at - 1)
                 if key == 0x42:
                     if size > MAX_NAME_BYTES:
                         raise UnknownModelError(f"The name of a tensor has {size} bytes; at most {MAX_NAME_BYTES} are allowed.")
@@ -213,17 +207,15 @@ class _Walker:
                     if value is not None:
                         raise UnknownModelError("A tensor has its values twice.")
                     value = at, size
-                    if has_holes:
+                    if self.has_holes:
                         self.gone += size
                         last -= size
                         at -= size
                 at += size
-            elif key >> 3 == 13 or key == 0x70:
-                raise UnknownModelError("The model keeps values outside of its file.")
+                if at > self.size:
+                    raise UnknownModelError("The model is cut.")
             else:
-                at = self._skip(key, at)
-            if at > size_of_data:
-                raise UnknownModelError("The model is cut.")
+                at, type_ = self._rare(at - 1, dims, type_)
         if at != last or len(dims) > MAX_DIMS:
             raise UnknownModelError("A tensor ends in the middle of a field, or it has too many dimensions.")
         if len(self.tensors) >= MAX_TENSORS:
@@ -234,22 +226,37 @@ class _Walker:
             self._add_varying(name, type_, dims, elements, (message_at, message_bytes, length))
         return at
 
+    def _rare(self, at: int, dims: list[int], type_: int) -> tuple[int, int]:
+        """A field of a tensor that comes in another place than usual, or says nothing of values; where it ends, and the type."""
+        key, at = varint_of(self.data, at)
+        if key in _PLAIN:
+            value, at = varint_of(self.data, at)
+            if key == 0x10:
+                return at, value
+            dims.append(value)
+            if len(dims) > MAX_DIMS:
+                raise UnknownModelError(f"A tensor has more than the {MAX_DIMS} dimensions allowed.")
+            return at, type_
+        if key >> 3 == 13 or key == 0x70:
+            raise UnknownModelError("The model keeps values outside of its file.")
+        return self._skip(key, at), type_
+
     def _packed_dims(self, at: int, stop: int) -> list[int]:
         dims: list[int] = []
         while at < stop and len(dims) <= MAX_DIMS:
-            dim, at = self._varint(at)
+            dim, at = varint_of(self.data, at)
             dims.append(dim)
         return dims
 
     def _add(self, name: bytes, type_: int, dims: list[int], value: tuple[int, int]) -> None:
-        kind, width = _KINDS.get(type_, (Kind.OTHER, 1))
+        kind, width = _KINDS.get(type_, _OTHER)
         count = 1
         for dim in dims:
             count *= dim
-        if kind is not Kind.OTHER and count * width != value[1]:
-            kind = Kind.OTHER
-            width = 1
-        self.tensors.append(Tensor(name, kind, tuple(dims), value[0], value[1], value[1] // width))
+        start, size = value
+        if count * width != size:
+            kind, count = Kind.OTHER, size
+        self.tensors.append(Tensor(name, kind, tuple(dims), start, size, count))
 
     def _add_varying(self, name: bytes, type_: int, dims: list[int], elements: tuple[int, int, int], message: tuple[int, int, int]) -> None:
         """Taken apart only when it is written as expected: each value once, each length in its shortest form."""
@@ -295,23 +302,26 @@ def varying_values(data: Any, tensor: Tensor) -> list[int]:
 def _links(nodes: list[_Node], names: dict[bytes, int], tensors: list[Tensor]) -> Links:
     links = Links()
     dequantized: dict[bytes, tuple[int | None, int | None]] = {}
+    index_of, scale_of, scale_axis = names.get, links.scale_of, links.scale_axis
+    others = []
     for node in nodes:
-        if node.op == b"DequantizeLinear" and len(node.inputs) >= 2 and node.output is not None:
-            value, scale = names.get(node.inputs[0]), names.get(node.inputs[1])
-            dequantized[node.output] = value, scale
+        op, inputs, output, axis = node
+        if op != b"DequantizeLinear":
+            others.append(node)
+        elif len(inputs) >= 2 and output is not None:
+            value, scale = index_of(inputs[0]), index_of(inputs[1])
+            dequantized[output] = value, scale
             if value is not None and scale is not None and tensors[scale].kind is Kind.F32:
-                links.scale_of[value] = scale
-                links.scale_axis[value] = node.axis
-    for node in nodes:
-        if node.op == b"DequantizeLinear":
+                scale_of[value] = scale
+                scale_axis[value] = axis
+    for op, inputs, _, _ in others:
+        if op == b"QLinearConv":
+            if len(inputs) == 9:
+                _link_qlinear(links, [index_of(name) for name in inputs], tensors)
             continue
-        if node.op == b"QLinearConv":
-            if len(node.inputs) == 9:
-                _link_qlinear(links, [names.get(name) for name in node.inputs], tensors)
+        if len(inputs) < 3:
             continue
-        if len(node.inputs) < 3:
-            continue
-        source, weight, bias = (dequantized.get(name) for name in node.inputs[:3])
+        source, weight, bias = (dequantized.get(name) for name in inputs[:3])
         if source and weight and bias:
             _link_product(links, source[1], weight[1], bias[1], tensors)
     return links

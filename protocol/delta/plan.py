@@ -12,15 +12,16 @@ from functools import cache
 
 import numpy as np
 
+from protocol.delta import packed
 from protocol.delta.entropy import MAX_LANES, MAX_TABLES, NUMBER_SYMBOLS, TABLE_SLOTS, Array, Phase, Tables, frequencies, weights_of
 from protocol.delta.errors import DeltaError
-from protocol.delta.tensors import Kind, Links, Tensor
+from protocol.delta.tensors import SMALL_KINDS, Kind, Links, Tensor
 
 #: How a tensor is told: as in the old file; exactly as predicted; by its bytes; else 3 + the class of its numbers, or 3 + how many classes
 #: there are: a class per row.
 UNCHANGED, PREDICTED, RAW, FIRST_CLASS = 0, 1, 2, 3
 #: Flags of a class.
-ASYMMETRIC, PLAIN, EMPTY = 1, 2, 4
+ASYMMETRIC, PLAIN, EMPTY, PACKED = 1, 2, 4, 8
 #: Kinds whose raw bits may be deferred, how many of each number, and values that may wait for them.
 DEFERRED_KINDS = frozenset({Kind.F32, Kind.F16, Kind.I32})
 MAX_DEFERRED_BITS, MAX_DEFERRED_VALUES = 16, 1 << 16
@@ -50,15 +51,17 @@ class NumberClass:
     below: bytes
     tail: bytes
     is_plain: bool = False
+    #: How each context is packed, when the numbers are no symbols but packed by `packed`.
+    ways: bytes = b""
 
     @property
     def is_empty(self) -> bool:
         """Whether all numbers of the class are 0 and none is written."""
-        return not self.kernel and not self.is_plain
+        return not self.kernel and not self.is_plain and not self.ways
 
     @property
     def tables(self) -> int:
-        return 0 if self.is_empty else self.levels
+        return 0 if self.is_empty or self.ways else self.levels
 
     @property
     def symbols(self) -> int:
@@ -76,7 +79,7 @@ def weights_of_classes(classes: Sequence[NumberClass], symbols: int = 256) -> Ar
     codes, table, may_be_empty = [b"\0"], 0, np.zeros(len(places), np.bool_)
     at = 1
     for one in classes:
-        if one.is_empty:
+        if not one.tables:
             continue
         rows = places[table : table + one.tables]
         if one.is_plain:
@@ -206,13 +209,7 @@ def read_plan(data: bytes, tensors: Sequence[Tensor], links: Links) -> Plan:
     for number in range(reader.number(len(tensors))):
         drift_numbers = drift_numbers if number else reader.number(max(0, len(classes) - 1))
         at += 1 + reader.number(len(tensors))
-        if (
-            at >= len(tensors)
-            or tensors[at].kind not in {Kind.I8, Kind.U8}
-            or tensors[at].varying
-            or told[at] < PREDICTED
-            or told[at] == RAW
-        ):
+        if at >= len(tensors) or tensors[at].kind not in SMALL_KINDS or tensors[at].varying or told[at] < PREDICTED or told[at] == RAW:
             raise DeltaError("The plan of the delta gives a drift to a tensor that has none.")
         drifts[at] = 1 + reader.number(MAX_RANK - 1), reader.number(MAX_SHIFT)
     fresh = _indices(reader, len(tensors))
@@ -237,7 +234,7 @@ def table_starts(plan: Plan) -> tuple[list[int], Tables]:
     starts: list[int] = []
     count, symbols = 0, max((one.symbols for one in plan.classes), default=0)
     for one in plan.classes:
-        starts.append(NO_TABLE if one.is_empty else count * TABLE_SLOTS)
+        starts.append(count * TABLE_SLOTS if one.tables else NO_TABLE)
         count += one.tables
     return starts, Tables.of(frequencies(weights_of_classes(plan.classes, symbols)) if count else np.zeros((0, 256), np.int64))
 
@@ -248,7 +245,7 @@ def _has_row_classes(plan: Plan) -> bool:
         bool(rows)
         and plan.classes[plan.row_numbers].is_plain
         and len({one.levels for one in rows}) == 1
-        and not any(one.is_plain for one in rows)
+        and not any(one.is_plain or one.ways for one in rows)
     )
 
 
@@ -270,10 +267,15 @@ def _phases(reader: Reader) -> list[Phase]:
 
 def _class(reader: Reader) -> NumberClass:
     levels, flags = reader.bytes(2)
-    if levels not in _LEVELS or flags not in {0, ASYMMETRIC, PLAIN, EMPTY}:
+    if levels not in _LEVELS or flags not in {0, ASYMMETRIC, PLAIN, EMPTY, PACKED}:
         raise DeltaError(f"The plan of the delta has a class of {levels} levels and flags {flags}.")
     if flags == EMPTY:
         return NumberClass(levels, b"", b"", b"")
+    if flags == PACKED:
+        ways = reader.bytes(packed.contexts_of(levels))
+        if max(ways) >= len(packed.WAYS):
+            raise DeltaError("The plan of the delta packs values in a way that does not exist.")
+        return NumberClass(levels, b"", b"", b"", ways=ways)
     if flags == PLAIN:
         return NumberClass(1, b"", b"", reader.bytes(reader.number(256)), is_plain=True)
     kernel = reader.bytes(kernel_codes(levels))

@@ -1,8 +1,8 @@
 """Methods 2 and 3: the new model tensor by tensor, from the old one, a skeleton, a plan and a stream of numbers.
 
-After table and skeleton: varints {plan raw, plan packed, bytes of states and words, of raw bits}, then plan, words, bits, and zstd frames
-{u32 packed} of what is told by its bytes. Order of numbers: varying values; int64; floating point; scales of biases; int32; drifts; rows'
-classes; int8, uint8; at last the deferred bits.
+After table and skeleton: varints {plan raw, plan packed, bytes of states and words, of raw bits}, then plan, words, bits, and zstd frames:
+of packed values {u32 packed, u32 raw}, when a class has them, and {u32 packed} of what is told by its bytes. Order of numbers: varying
+values; int64; floating point; scales of biases; int32; drifts; rows' classes; int8, uint8; at last the deferred bits.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from protocol.delta import frames, predict
+from protocol.delta import frames, packed, predict
 from protocol.delta.container import CHUNK_BYTES, MAX_FILE_BYTES, Header, Method
 from protocol.delta.entropy import TABLE_BITS, TABLE_SLOTS, Array, Bits, Symbols, deferred_numbers, numbers, small_numbers, states_of
 from protocol.delta.errors import DeltaError
@@ -34,8 +34,25 @@ from protocol.delta.plan import (
     read_plan,
     table_starts,
 )
-from protocol.delta.tensors import DTYPES, MAX_TENSORS, Kind, Layout, Scan, lay_out, lay_out_like, table_of, varying_bytes, without_values
+from protocol.delta.tensors import (
+    DTYPES,
+    FLOAT_KINDS,
+    MAX_TENSORS,
+    SMALL_KINDS,
+    Kind,
+    Layout,
+    Scan,
+    lay_out,
+    lay_out_like,
+    table_of,
+    varying_bytes,
+    without_values,
+)
 from protocol.delta.tflite import Gapped, scan_tflite
+
+#: glibc maps blocks from a size on, and gives free memory back, so that each use costs page faults (0.2 ms for 100 of them); it does so from
+#: the largest mapped block on that was freed. This one is never touched.
+np.empty(4 << 20, np.uint8)
 
 
 @dataclass(slots=True)
@@ -50,15 +67,15 @@ class Streams:
     @classmethod
     def parse(cls, data: memoryview) -> "Streams":
         reader = Reader(bytes(data[:32]))
-        raw, packed = reader.number(MAX_PLAN_BYTES), reader.number(MAX_PLAN_BYTES)
+        raw, length = reader.number(MAX_PLAN_BYTES), reader.number(MAX_PLAN_BYTES)
         words, bit_bytes = reader.number(1 << 32), reader.number(1 << 32)
         at = reader.at
-        ends = [at + packed, at + packed + words, at + packed + words + bit_bytes]
+        ends = [at + length, at + length + words, at + length + words + bit_bytes]
         if ends[-1] > len(data):
             raise DeltaError("The streams of the delta are cut.")
-        plan = data[at : at + packed]
+        plan = data[at : at + length]
         return cls(
-            bytes(plan) if packed == raw else frames.decode(plan, raw, window_log=20),
+            bytes(plan) if length == raw else frames.decode(plan, raw, window_log=20),
             data[ends[0] : ends[1]],
             Bits(data[ends[1] : ends[2]]),
             data[ends[2] :],
@@ -73,33 +90,65 @@ def needed_kib(header: Header) -> int:
 def write_tensors(header: Header, payload: memoryview, file: Mapped, output: Output, let_go: Callable[[], None]) -> None:
     """Write the new file; `let_go` gives the pages of the delta back. Raises: DeltaError; OSError."""
     old = OldModel(header.method, file)
-    skeleton, scan, after = _skeleton(header, payload, old)
+    frame, after = _frame_of(header, payload, old)
     streams = Streams.parse(payload[after:])
-    plan = read_plan(streams.plan, scan.tensors, scan.links)
-    Rebuilding(old, skeleton, scan, plan, streams, output, let_go).run()
+    plan = read_plan(streams.plan, frame.scan.tensors, frame.scan.links)
+    Rebuilding(old, frame, plan, streams, output, let_go).run()
 
 
-def _skeleton(header: Header, payload: memoryview, old: OldModel) -> tuple[bytes | None, Scan, int]:
-    """The skeleton of the new file (None: as the old one's) and its scan, and where the streams begin."""
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What the values of the new file stand in: a skeleton with its scan, or (None) the old file with other bytes in some of its gaps."""
+
+    skeleton: bytes | None
+    scan: Scan
+    gaps: dict[int, bytes]
+
+
+def _frame_of(header: Header, payload: memoryview, old: OldModel) -> tuple[Frame, int]:
+    """What the values stand in, and where the streams begin."""
     table_end = header.table_packed
     end = table_end + header.skeleton_packed
-    if end > len(payload) or (header.method is Method.ONNX and header.table_raw):
-        raise DeltaError("The skeleton of the delta is cut, or it has a table and needs none.")
+    if end > len(payload):
+        raise DeltaError("The skeleton of the delta is cut.")
     if not end:
         if header.skeleton_raw or header.table_raw:
             raise DeltaError("The delta announces a skeleton and has none.")
-        return None, old.scan, 0
+        return Frame(None, old.scan, {}), 0
+    table, packed_ = payload[:table_end], payload[table_end:end]
+    if header.method is Method.ONNX and table_end:
+        if header.table_raw != table_end:
+            raise DeltaError("The table of gaps of the delta is not stored as it is.")
+        return Frame(None, old.scan, _gaps(header, bytes(table), packed_, old)), end
     skeleton = old.skeleton
-    if header.skeleton_packed:
-        packed = payload[table_end:end]
-        skeleton = frames.decode(packed, header.skeleton_raw, prefix=old.skeleton, window_log=header.window_log)
+    if packed_:
+        skeleton = frames.decode(packed_, header.skeleton_raw, prefix=old.skeleton, window_log=header.window_log)
     if header.method is Method.ONNX:
-        return skeleton, scan_onnx(skeleton, has_holes=True), end
-    table = table_of(old.scan)
-    if header.table_packed:
-        table = frames.decode(payload[:table_end], header.table_raw, prefix=table, window_log=header.window_log)
-    scan = scan_tflite(Gapped(skeleton, _spans(table, len(skeleton), header.new_bytes)))
-    return skeleton, without_values(scan), end
+        return Frame(skeleton, scan_onnx(skeleton, has_holes=True), {}), end
+    spans = table_of(old.scan)
+    if table_end:
+        spans = frames.decode(table, header.table_raw, prefix=spans, window_log=header.window_log)
+    scan = scan_tflite(Gapped(skeleton, _spans(spans, len(skeleton), header.new_bytes)))
+    return Frame(skeleton, without_values(scan), {}), end
+
+
+def _gaps(header: Header, table: bytes, packed_: memoryview, old: OldModel) -> dict[int, bytes]:
+    """New bytes of gaps: {gap of index - 1, bytes} each, and one frame of them all on the old bytes of the same gaps."""
+    tensors, reader, sizes, index = old.scan.tensors, Reader(table), {}, 0
+    while not reader.is_done:
+        index += 1 + reader.number(len(tensors))
+        if index > len(tensors) or (index < len(tensors) and tensors[index].varying):
+            raise DeltaError("The delta changes a gap that is not there, or that has lengths which values move.")
+        sizes[index] = reader.number(header.skeleton_raw)
+    if sum(sizes.values()) != header.skeleton_raw:
+        raise DeltaError("The gaps of the delta do not take what it announces.")
+    was = old.gaps(sizes)
+    data = frames.decode(packed_, header.skeleton_raw, prefix=was, window_log=header.window_log)
+    made, at = {}, 0
+    for index, size in sizes.items():
+        made[index] = data[at : at + size]
+        at += size
+    return made
 
 
 def _spans(table: bytes, skeleton_bytes: int, new_bytes: int) -> list[tuple[int, int]]:
@@ -132,18 +181,19 @@ class _Held(NamedTuple):
 class Rebuilding:
     """One decoding; `run` writes everything, in the order of the numbers."""
 
-    def __init__(
-        self, old: OldModel, skeleton: bytes | None, scan: Scan, plan: Plan, streams: Streams, output: Output, let_go: Callable[[], None]
-    ) -> None:
-        self.old, self.skeleton, self.scan, self.plan, self.streams, self.output = old, skeleton, scan, plan, streams, output
+    def __init__(self, old: OldModel, frame: Frame, plan: Plan, streams: Streams, output: Output, let_go: Callable[[], None]) -> None:
+        self.old, self.skeleton, self.scan, self.gaps = old, frame.skeleton, frame.scan, frame.gaps
+        self.plan, self.streams, self.output = plan, streams, output
         self.let_go = let_go
         self.starts, tables = table_starts(plan)
         states, state_bytes = states_of(streams.words, plan.phases[0].lanes)
         self.symbols = Symbols(plan.phases, states, streams.words[state_bytes:], tables)
-        self.expecting = Expecting(old, scan, [how == UNCHANGED for how in plan.told])
+        self.expecting = Expecting(old, frame.scan, [how == UNCHANGED for how in plan.told])
         self.expecting.fresh, self.expecting.kept = plan.fresh, plan.kept
         self.partner = self.expecting.partner
         self.has_empty = NO_TABLE in self.starts
+        #: How tensors are told whose numbers are packed.
+        self.packed = {FIRST_CLASS + number for number, one in enumerate(plan.classes) if one.ways}
         self.starts_of_classes = np.array(self.starts, np.int64)
         self.row_classes: dict[int, Array] = {}
         self.layout: Layout
@@ -152,26 +202,38 @@ class Rebuilding:
         self.held: list[_Held] = []
 
     def run(self) -> None:
-        told, tensors, links = self.plan.told, self.scan.tensors, self.scan.links
-        for index, how in enumerate(told):
-            if how != RAW and self.partner[index] < 0:
+        told, links = self.plan.told, self.scan.links
+        varying: list[int] = []
+        of_kind: dict[Kind, list[int]] = {kind: [] for kind in Kind}
+        raw: list[int] = []
+        same: list[int] = []
+        for index, (how, tensor, partner) in enumerate(zip(told, self.scan.tensors, self.partner, strict=True)):
+            if partner < 0 and how != RAW:
                 raise DeltaError("The delta changes a tensor that the old file does not have.")
-        self._lay_out([index for index, tensor in enumerate(tensors) if tensor.varying])
-        coded = [index for index, how in enumerate(told) if how not in {UNCHANGED, RAW} and not tensors[index].varying]
-        floats = [index for index in coded if tensors[index].kind in {Kind.F32, Kind.F16}]
-        self._write_numbers([index for index in coded if tensors[index].kind is Kind.I64])
+            if tensor.varying:
+                varying.append(index)
+            elif how == UNCHANGED:
+                same.append(index)
+            elif how == RAW:
+                raw.append(index)
+            else:
+                of_kind[tensor.kind].append(index)
+        if of_kind[Kind.OTHER]:
+            raise DeltaError("The delta tells a tensor by numbers that can only be told by bytes.")
+        self._lay_out(varying)
+        floats = of_kind[Kind.F32] + of_kind[Kind.F16]
+        self._write_numbers(of_kind[Kind.I64])
         self._write_numbers([index for index in floats if index not in links.product_of])
         self._write_numbers([index for index in floats if index in links.product_of])
-        self._write_numbers([index for index in coded if tensors[index].kind is Kind.I32])
-        small = [index for index in coded if tensors[index].kind in {Kind.I8, Kind.U8}]
+        self._write_numbers(of_kind[Kind.I32])
+        small = of_kind[Kind.I8] + of_kind[Kind.U8]
         self._take_drifts()
-        self._take_row_classes([index for index in small if told[index] == self.plan.rows_told])
-        self._write_numbers(small)
-        if len(floats) + len(small) + sum(tensors[index].kind in {Kind.I32, Kind.I64} for index in coded) != len(coded):
-            raise DeltaError("The delta tells a tensor by numbers that can only be told by bytes.")
+        self._take_row_classes(sorted([index for index in small if told[index] == self.plan.rows_told]))
+        self._write_numbers([index for index in small if told[index] not in self.packed])
+        self._write_packed([index for index in small if told[index] in self.packed])
         self._finish(self.symbols.finish())
-        self._write_raw([index for index, how in enumerate(told) if how == RAW])
-        self._write_same([index for index, how in enumerate(told) if how == UNCHANGED and not tensors[index].varying])
+        self._write_raw(raw)
+        self._write_same(same)
 
     def _finish(self, ridden: bytes) -> None:
         """Complete what waits for its lowest bits: those that rode in the states of the coders first."""
@@ -190,7 +252,7 @@ class Rebuilding:
     def _lay_out(self, varying: list[int]) -> None:
         spelled: dict[int, bytes] = {}
         for index in varying:
-            if self.plan.told[index] in {PREDICTED, RAW, self.plan.rows_told}:
+            if self.plan.told[index] in {PREDICTED, RAW, self.plan.rows_told} | self.packed:
                 raise DeltaError("The delta tells a varying tensor in a way that is not for it.")
             if self.plan.told[index] == UNCHANGED and self.skeleton is not None:
                 spelled[index] = self.old.spelled(self.partner[index])
@@ -198,21 +260,20 @@ class Rebuilding:
         values: dict[int, list[int]] = {index: [] for index in coded}
         for pieces in steps(coded, self.scan.tensors):
             was = self.old.values_of(pieces, self.partner)
-            now = was.astype(np.int16) + self._numbers(pieces, None)
-            for piece, part in cut(pieces, now):
-                values[piece.index] += part.astype(DTYPES[self.scan.tensors[piece.index].kind]).tolist()
+            now, at = (was.astype(np.int16) + self._numbers(pieces, None)).astype(was.dtype).tolist(), 0
+            for index, start, stop in pieces:
+                values[index] += now[at : at + stop - start]
+                at += stop - start
         spelled |= {index: varying_bytes(one) for index, one in values.items()}
         if self.skeleton is None:
-            size, outer = self.old.file.size, self.scan.outer
-            self.layout = lay_out_like(size, self.scan, self.old.read(0, outer[0]) if outer else b"", spelled)
+            self.layout = lay_out_like(self.old.file.size, self.scan, spelled, self.gaps)
         else:
             self.layout = lay_out(self.skeleton, self.scan, spelled)
         if self.layout.size != self.output.size:
             raise DeltaError(f"The parts of the new file make {self.layout.size} bytes; {self.output.size} were announced.")
         for offset, start, stop in self.layout.copies:
             self._copy(offset, start, stop)
-        for offset, data in self.layout.pieces:
-            self.output.write_at(offset, data)
+        self.output.write_parts(self.layout.pieces)
 
     def _copy(self, offset: int, start: int, stop: int) -> None:
         """A part of the old file as it is."""
@@ -231,12 +292,51 @@ class Rebuilding:
 
         for (kind, _), group in groupby(sorted(indices, key=order), key=order):
             of_kind = list(group)
-            if kind in {Kind.I8, Kind.U8}:
+            if kind in SMALL_KINDS:
                 self.expecting.learn_ratios(set(of_kind))
             for pieces in steps(of_kind, tensors):
                 self._write_step(kind, pieces)
                 self.old.file.let_go()
                 self.let_go()
+
+    def _write_packed(self, indices: list[int]) -> None:
+        """Corrections of 8 bits that are packed: all are expected first, then corrected at once."""
+        if not indices:
+            return
+        tensors, told, classes = self.scan.tensors, self.plan.told, self.plan.classes
+        total = sum([tensors[index].count for index in indices])
+        if total > packed.MAX_PACKED_VALUES:
+            raise DeltaError(f"The delta packs {total} values; at most {packed.MAX_PACKED_VALUES} are allowed.")
+        self.expecting.learn_ratios(set(indices))
+        whole, contexts, signs = np.empty(total, np.uint8), np.zeros(total, np.uint8), np.zeros(total, np.uint8)
+        runs: list[tuple[int, bytes]] = []
+        written: list[tuple[Kind, list[Piece], int, int]] = []
+        at = 0
+        for how, of_class in groupby(sorted(indices, key=lambda index: (told[index], tensors[index].kind)), key=told.__getitem__):
+            start, one = at, classes[how - FIRST_CLASS]
+            for kind, of_kind in groupby(of_class, key=lambda index: tensors[index].kind):
+                for pieces in steps(list(of_kind), tensors):
+                    expected = self.expecting.expected(kind, pieces)
+                    end = at + len(expected.whole)
+                    whole[at:end] = expected.whole
+                    contexts[at:end], signs[at:end] = packed.mirrored(expected.fine, one.levels)
+                    written.append((kind, pieces, at, end))
+                    at = end
+            runs.append((at - start, one.ways))
+        numbers_ = packed.unpack(self._packed_bytes(total), contexts, runs)
+        numbers_ ^= signs
+        numbers_ -= signs
+        whole += numbers_
+        for kind, pieces, at, end in written:
+            self._write_made(kind, pieces, whole[at:end])
+
+    def _packed_bytes(self, most: int) -> bytes:
+        data = self.streams.frames
+        length, raw = int.from_bytes(data[:4], "little"), int.from_bytes(data[4:8], "little")
+        if 8 + length > len(data) or raw > 2 * most:
+            raise DeltaError("The packed values of the delta are cut, or too many.")
+        self.streams.frames = data[8 + length :]
+        return frames.decode_all(data[8 : 8 + length], raw, window_log=20)
 
     def _write_step(self, kind: Kind, pieces: list[Piece]) -> None:
         if kind in DEFERRED_KINDS and self.plan.deferred:
@@ -263,31 +363,28 @@ class Rebuilding:
         if kind is not Kind.I32 and not self.expecting.wanted.isdisjoint([piece.index for piece in pieces]):
             almost = predict.ordered((whole + made).astype(DTYPES[kind]), kind)
             for piece, part in cut(pieces, almost):
-                if piece.index in self.expecting.wanted:
-                    self.expecting.learn(piece, part)
+                self.expecting.learn(piece, part)
 
     def _write_made(self, kind: Kind, pieces: list[Piece], made: Array) -> None:
-        if kind in {Kind.F32, Kind.F16}:
+        if kind in FLOAT_KINDS:
             made = predict.ordered(made.astype(DTYPES[kind]), kind)
-        elif kind is Kind.I8:
-            made = made.view(np.int8)
-        else:
+        elif kind not in SMALL_KINDS:
             made = made.astype(DTYPES[kind], copy=False)
-        data, width, at = made.tobytes(), made.itemsize, 0
-        starts, wanted = self.layout.starts, self.expecting.wanted
-        for piece in pieces:
-            index, start, stop = piece
-            end = at + stop - start
-            self.output.write_at(starts[index] + start * width, data[at * width : end * width])
-            if index in wanted:
-                self.expecting.learn(piece, made[at:end])
+        data, width, at, starts, parts = made.tobytes(), made.itemsize, 0, self.layout.starts, []
+        for index, start, stop in pieces:
+            end = at + (stop - start) * width
+            parts.append((starts[index] + start * width, data[at:end]))
             at = end
+        self.output.write_parts(parts)
+        if kind is Kind.F32 and not self.expecting.wanted.isdisjoint([piece.index for piece in pieces]):
+            for piece, part in cut(pieces, made):
+                self.expecting.learn(piece, part)
 
     def _numbers(self, pieces: list[Piece], fine: Array | None) -> Array | int:
         """The numbers that correct these values; those of 8 bits modulo 256, uint8."""
         symbols = self._symbols(pieces, fine)
         tensor = self.scan.tensors[pieces[0].index]
-        is_small = tensor.kind in {Kind.I8, Kind.U8}
+        is_small = tensor.kind in SMALL_KINDS
         if symbols is None:
             return np.zeros(1, np.uint8) if is_small else 0
         if is_small and not tensor.varying:
@@ -300,6 +397,8 @@ class Rebuilding:
         told = {told_of[piece.index] for piece in pieces}
         if told == {PREDICTED}:
             return None
+        if not self.packed.isdisjoint(told):
+            raise DeltaError("The delta packs numbers that have more than 8 bits.")
         count = sum([piece.stop - piece.start for piece in pieces])
         every = {classes[min(how - FIRST_CLASS, len(classes) - 1)].levels for how in told}
         if len(every) > 1:
@@ -378,13 +477,13 @@ class Rebuilding:
             tensor = self.scan.tensors[index]
             for start in range(0, tensor.size, CHUNK_BYTES):
                 raw = min(CHUNK_BYTES, tensor.size - start)
-                packed = int.from_bytes(data[at : at + 4], "little")
-                piece = data[at + 4 : at + 4 + packed]
-                at += 4 + packed
+                length = int.from_bytes(data[at : at + 4], "little")
+                piece = data[at + 4 : at + 4 + length]
+                at += 4 + length
                 if at > len(data):
                     raise DeltaError("A tensor of the delta is cut.")
                 self.output.write_at(
-                    self.layout.starts[index] + start, piece if packed == raw else frames.decode(piece, raw, window_log=20)
+                    self.layout.starts[index] + start, piece if length == raw else frames.decode(piece, raw, window_log=20)
                 )
                 self.let_go()
         if at != len(data):

@@ -35,6 +35,13 @@ class Kind(IntEnum):
     F16 = 5
     I64 = 6
 
+    #: Enum's own is a function of Python, and kinds are keys of much that is looked up for each tensor.
+    __hash__ = int.__hash__
+
+
+#: Values of 8 bits, of floating point, and whole numbers that are wider.
+SMALL_KINDS, FLOAT_KINDS, WIDE_KINDS = frozenset({Kind.I8, Kind.U8}), frozenset({Kind.F32, Kind.F16}), frozenset({Kind.I32, Kind.I64})
+
 
 #: How numpy calls the kinds; what is OTHER is bytes.
 DTYPES: dict[Kind, "np.dtype[np.generic]"] = {
@@ -212,46 +219,46 @@ def lay_out(skeleton: bytes, scan: Scan, spelled: Mapping[int, bytes]) -> Layout
     return Layout(pieces, starts, offset + len(skeleton) - at)
 
 
-def lay_out_like(size: int, scan: Scan, head: bytes, spelled: Mapping[int, bytes]) -> Layout:
-    """The file of `size` bytes of this scan with other values: as the old one, but for varying values and the lengths that they move.
+def lay_out_like(size: int, scan: Scan, spelled: Mapping[int, bytes], gaps: Mapping[int, bytes]) -> Layout:
+    """The file of `size` bytes of this scan, changed: other varying values with the lengths that they move, and other bytes in some gaps.
 
-    `head` is what comes before the outer length.
+    Gap n lies before the values of tensor n, the last one behind all. Raises: DeltaError when a gap has lengths that are moved.
     """
-    pieces, copies, starts, tensors = [], [], [], scan.tensors
-    other = [index for index in sorted(spelled) if len(spelled[index]) != tensors[index].size]
-    offset = at = first = 0
-    lengths = []
-    for index in other:
-        old_size, varying = tensors[index].size, tensors[index].varying
+    tensors, edits = scan.tensors, []
+    for index, data in spelled.items():
+        tensor = tensors[index]
+        if len(data) == tensor.size:
+            continue
+        varying = tensor.varying
         if varying is None:
             raise DeltaError("The delta gives a tensor another length that cannot have one.")
-        length = varint(len(spelled[index]))
-        lengths.append((varint(varying.message_value + len(spelled[index]) - old_size + len(length) - varying.field_bytes), length))
-    if scan.outer and other:
+        length = varint(len(data))
+        message = varint(varying.message_value + len(data) - tensor.size + len(length) - varying.field_bytes)
+        edits += [
+            (varying.message_at, varying.message_at + varying.message_bytes, message),
+            (varying.field_at, tensor.start, length),
+            (tensor.start, tensor.start + tensor.size, data),
+        ]
+    for index, data in gaps.items():
+        before = tensors[index - 1]
+        edits.append((before.start + before.size, tensors[index].start if index < len(tensors) else size, data))
+    edits.sort()
+    if scan.outer and edits:
         place, length_bytes, value = scan.outer
-        grown = sum(
-            len(spelled[index]) - tensors[index].size + len(message) + len(length) - moved.message_bytes - moved.field_bytes
-            for index, (message, length) in zip(other, lengths, strict=True)
-            if (moved := tensors[index].varying)
-        )
-        head += varint(value + grown)
-        pieces.append((0, head))
-        offset, at = len(head), place + length_bytes
-    for index, (message, length) in zip(other, lengths, strict=True):
-        moved = tensors[index].varying
-        if moved is None:
-            continue
-        starts += [tensor.start + offset - at for tensor in tensors[first:index]]
-        for piece, stop, after in (
-            (message, moved.message_at, moved.message_at + moved.message_bytes),
-            (length + spelled[index], moved.field_at, tensors[index].start + tensors[index].size),
-        ):
-            copies.append((offset, at, stop))
-            offset += stop - at
-            pieces.append((offset, piece))
-            offset, at = offset + len(piece), after
-        starts.append(offset - len(spelled[index]))
-        first = index + 1
+        grown = sum([len(data) - stop + start for start, stop, data in edits])
+        edits.insert(0, (place, place + length_bytes, varint(value + grown)))
+    pieces, copies, starts = [], [], []
+    offset = at = first = 0
+    for start, stop, data in edits:
+        if start < at:
+            raise DeltaError("The delta changes a place of the old file twice.")
+        copies.append((offset, at, start))
+        while first < len(tensors) and tensors[first].start < stop:
+            starts.append(tensors[first].start + offset - at)
+            first += 1
+        offset += start - at
+        pieces.append((offset, data))
+        offset, at = offset + len(data), stop
     starts += [tensor.start + offset - at for tensor in tensors[first:]]
     copies.append((offset, at, size))
     pieces += [(starts[index], data) for index, data in spelled.items() if len(data) == tensors[index].size]
