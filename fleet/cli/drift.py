@@ -66,6 +66,31 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
+_WAITING: tuple[tuple[str, Any], ...] = (
+    ("DEVICE", lambda row: row["device"]),
+    ("PIPELINE", lambda row: row["pipeline"]),
+    ("WINDOWS", lambda row: str(row["windows"])),
+    ("WHY", lambda row: f"grid {row['grid_id']} is unknown" if row["reason"] == "unknown-grid" else "overlaps another window"),
+    ("SINCE", lambda row: row["since"][:16]),
+    ("UNTIL", lambda row: row["until"][:16]),
+)
+
+
+@app.command()
+def quarantine(
+    device: str | None = typer.Argument(None, help="One device; all when not given."),
+    as_json: bool = JsonOption,
+    server: str | None = ServerOption,
+) -> None:
+    """Show windows that were put aside: those that wait for a release with their grid, and those that overlap others."""
+    with open_api(server) as api:
+        found = api.get("/drift/quarantine", device=device)["items"]
+    if as_json:
+        output.document(found)
+        return
+    output.table(_WAITING, found, empty="Nothing was put aside.")
+
+
 @app.command()
 def rebaseline(device: str, pipeline: str, yes: bool = YesOption, reason: str = ReasonOption, server: str | None = ServerOption) -> None:
     """Take what a device sees from now on as normal; for 14 days it raises no alarm."""

@@ -18,6 +18,7 @@ from fleet.monitoring import (
     drift_raising,
     drift_store,
     drift_sums,
+    quarantine_store,
     reference_store,
 )
 from fleet.monitoring.accuracy import Match
@@ -32,7 +33,7 @@ from fleet.monitoring.drift_model import (
     TimePoint,
 )
 from fleet.monitoring.drift_profiles import find_profile, grids_of
-from fleet.monitoring.drift_tables import SeriesRow
+from fleet.monitoring.drift_tables import SeriesRow, Waiting
 from protocol.errors import NotFoundError
 from protocol.ids import DeviceId, TenantId
 from protocol.sketches.codec import decode
@@ -65,6 +66,12 @@ def _overview(row: SeriesRow, alarm: Alarm | None) -> OverviewRow:
     until = None if row.judged_until is None else drift_sums.moment_of(row.judged_until)
     state = drift_store.state_of(row, until=until)
     return OverviewRow(state, alarm.alarm if alarm else None, alarm.state if alarm else None, row.cells)
+
+
+def list_waiting(database: Database, tenant: TenantId, *, device: DeviceId | None = None) -> list[Waiting]:
+    """Windows that were put aside, by series and reason: those that wait for a release with their grid, and those that overlap others."""
+    with database.reading() as tx:
+        return quarantine_store.list_waiting(tx, tenant, device=device)
 
 
 def distributions(

@@ -268,6 +268,22 @@ class Quarantined:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """Windows of one series that were put aside for one reason."""
+
+    key: SeriesKey
+    #: unknown-grid, or overlap.
+    reason: str
+    windows: int
+    #: The first sub-window of all, and the one after the last.
+    first_w0: int
+    next_w0: int
+    #: When the first of them came, and when the last of them is given up.
+    since: datetime
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class SumRow:
     """A sum of windows."""
 

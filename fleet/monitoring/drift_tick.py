@@ -22,6 +22,7 @@ from fleet.monitoring import (
     drift_store,
     drift_sums,
     drift_tables,
+    reference_store,
 )
 from fleet.monitoring import store as monitoring_store
 from fleet.monitoring.drift_groups import judge_group
@@ -33,10 +34,11 @@ from protocol.ids import TenantId
 log = logging.getLogger("mooring.drift")
 #: Series and groups that one tick judges at most.
 MOST_SERIES, MOST_GROUPS = 200, 20
-#: Windows, labels and sums of hours are kept so long, hours that groups learn from so long; sums of days and months stay.
+#: Windows, labels, sums of hours, and references that are not in use any more, are kept so long, hours that groups learn from so long;
+#: sums of days and months stay.
 WINDOW_DAYS, GROUP_HOUR_DAYS = 400, 60
-#: Rows deleted in one transaction.
-_PRUNED = 5000
+#: Rows, and references, deleted in one transaction.
+_PRUNED, _PRUNED_REFERENCES = 5000, 200
 
 
 def tick(database: Database, *, rules: DriftRules, now: datetime, limit: int = MOST_SERIES) -> int:
@@ -110,6 +112,11 @@ def prune(database: Database, *, now: datetime) -> int:
                 with database.transaction() as tx:
                     count = monitoring_store.delete_older(tx, tenant, table, before=moment, limit=_PRUNED)
                 deleted += count
+        count = _PRUNED_REFERENCES
+        while count == _PRUNED_REFERENCES:
+            with database.transaction() as tx:
+                count = reference_store.delete_retired(tx, tenant, before=moment, limit=_PRUNED_REFERENCES)
+            deleted += count
         hours, sums = drift_sums.sub_window_of(now - timedelta(days=GROUP_HOUR_DAYS)), drift_sums.sub_window_of(moment)
         with database.reading() as tx:
             groups = drift_group_store.list_groups(tx, tenant)

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from fleet import db
 from fleet.monitoring import drift_tables
-from fleet.monitoring.drift_tables import Quarantined, SeriesKey, WindowRow
+from fleet.monitoring.drift_tables import Quarantined, SeriesKey, Waiting, WindowRow
 from protocol.ids import DeviceId, TenantId
 
 
@@ -25,6 +25,29 @@ def list_quarantined(tx: db.Connection, tenant: TenantId, *, grid_id: str | None
     if grid_id is not None:
         statement = statement.where(table.c.grid_id == grid_id, table.c.reason == "unknown-grid")
     return [_quarantined(row) for row in tx.execute(statement)]
+
+
+def list_waiting(tx: db.Connection, tenant: TenantId, *, device: DeviceId | None = None, limit: int = 500) -> list[Waiting]:
+    """What was put aside, by series and reason, that which waits longest first; `device`: of this one alone."""
+    table = drift_tables.quarantined_windows
+    by = (table.c.device, table.c.pipeline, table.c.model, table.c.src, table.c.grid_id, table.c.reason)
+    since, until = sa.func.min(table.c.received_at).label("since"), sa.func.max(table.c.until).label("until")
+    ends = sa.func.max(table.c.w0 + table.c.nsub).label("next_w0")
+    statement = sa.select(*by, sa.func.count().label("windows"), sa.func.min(table.c.w0).label("first_w0"), ends, since, until)
+    statement = statement.where(table.c.tenant == tenant, *([] if device is None else [table.c.device == device]))
+    rows = tx.execute(statement.group_by(*by).order_by(since, *by).limit(limit))
+    return [
+        Waiting(
+            SeriesKey(DeviceId(row.device), row.pipeline, row.model, row.src, row.grid_id),
+            row.reason,
+            int(row.windows),
+            int(row.first_w0),
+            int(row.next_w0),
+            row.since,
+            row.until,
+        )
+        for row in rows
+    ]
 
 
 def count_quarantined(tx: db.Connection, tenant: TenantId, device: DeviceId) -> int:

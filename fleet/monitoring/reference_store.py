@@ -82,6 +82,17 @@ def use_reference(tx: db.Connection, tenant: TenantId, series_key: int, referenc
         tx.execute(sa.update(table).where(*of_series, table.c.reference_id == reference_id).values(retired_at=None))
 
 
+def delete_retired(tx: db.Connection, tenant: TenantId, *, before: datetime, limit: int) -> int:
+    """Delete references that were retired before a moment, so many at most; returns how many."""
+    table = drift_tables.drift_references
+    old = sa.select(table.c.series_key, table.c.reference_id).where(table.c.tenant == tenant, table.c.retired_at < before)
+    found = tx.execute(old.order_by(table.c.series_key, table.c.reference_id).limit(limit)).all()
+    for row in found:
+        of_row = (table.c.series_key == row.series_key, table.c.reference_id == row.reference_id)
+        tx.execute(sa.delete(table).where(table.c.tenant == tenant, *of_row, table.c.retired_at < before))
+    return len(found)
+
+
 def list_references(tx: db.Connection, series: SeriesRow) -> list[Reference]:
     """References of the series, the one in use first, then the newest."""
     table = drift_tables.drift_references

@@ -258,7 +258,9 @@ def _after(request: Request, caller: Caller, alarm: str, act: Callable[[], objec
 
 
 def _heat_map(request: Request, caller: Caller) -> HeatMap:
-    return drift_views.heat_map(drift_reading.device_overview(services_of(request).database, caller.tenant, limit=MAP_ROWS))
+    database = services_of(request).database
+    waiting = drift_reading.list_waiting(database, caller.tenant)
+    return drift_views.heat_map(drift_reading.device_overview(database, caller.tenant, limit=MAP_ROWS), waiting)
 
 
 def _pipeline_view(request: Request, caller: Caller, device: str, pipeline: str, span: Range, feature: str) -> PipelineDrift:

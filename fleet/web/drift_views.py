@@ -18,6 +18,7 @@ from fleet.monitoring.drift_model import (
     TimePoint,
     Trust,
 )
+from fleet.monitoring.drift_tables import Waiting
 from fleet.web.charts import Bar, Chart, Line, Mark, bars_of, number
 
 SUB_WINDOW = timedelta(minutes=10)
@@ -27,6 +28,8 @@ RATES = (0.2, 0.5, 1.0, 2.0, 5.0)
 SLIDER_STEPS = 20
 #: How far before the onset the time line of an alarm begins.
 BEFORE = timedelta(days=2)
+#: Lines about what was put aside.
+WAITING_SHOWN = 10
 #: Distributions on a page that asked for no feature.
 DISTRIBUTIONS_SHOWN = 4
 
@@ -65,6 +68,8 @@ class HeatMap:
     features: tuple[str, ...]
     rows: tuple[HeatRow, ...]
     learning: int
+    #: What was put aside, one line each.
+    waiting: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,10 +210,23 @@ class PipelineDrift:
     facts: tuple[tuple[str, str], ...]
 
 
-def heat_map(rows: Sequence[OverviewRow]) -> HeatMap:
-    """The heat map: features in the order in which they first come."""
+def heat_map(rows: Sequence[OverviewRow], waiting: Sequence[Waiting] = ()) -> HeatMap:
+    """The heat map: features in the order in which they first come; and what was put aside."""
     features = tuple(dict.fromkeys(cell.feature for row in rows for cell in row.cells))
-    return HeatMap(features, tuple(_heat_row(row, features) for row in rows), sum(row.state.grade is Grade.COLLECTING for row in rows))
+    learning = sum(row.state.grade is Grade.COLLECTING for row in rows)
+    lines = [waiting_words(one) for one in waiting[:WAITING_SHOWN]]
+    more = len(waiting) - len(lines)
+    lines += [f"And of {more} other pipeline{'' if more == 1 else 's'}."] if more else []
+    return HeatMap(features, tuple(_heat_row(row, features) for row in rows), learning, tuple(lines))
+
+
+def waiting_words(one: Waiting) -> str:
+    """What was put aside of one pipeline, since when, and what lets it out."""
+    count = f"{one.windows} window{'' if one.windows == 1 else 's'} of {one.key.device} / {one.key.pipeline}"
+    span = f"since {one.since:%Y-%m-%d %H:%M} UTC, until {one.until:%Y-%m-%d %H:%M} UTC"
+    if one.reason == "unknown-grid":
+        return f"{count} wait for the release that brings grid {one.key.grid_id[:12]}, {span}."
+    return f"{count} overlap windows that were there already; they are kept apart {span}."
 
 
 def heat_of(p: float | None) -> int:

@@ -12,6 +12,8 @@ from fleet.devices.model import DeviceFilter
 from fleet.monitoring import drift_labels, drift_reading, drift_references
 from fleet.monitoring.drift_labels import LabelDraft
 from fleet.monitoring.drift_model import AccuracyRange, Distribution, Measured, OverviewRow, Reference
+from fleet.monitoring.drift_sums import moment_of
+from fleet.monitoring.drift_tables import Waiting
 from fleet.web import rest
 from fleet.web.admin.bodies import Body, ReasonBody, Since, Until, utc
 from fleet.web.auth import Caller, require, services_of
@@ -61,6 +63,13 @@ def overview(
     devices = [DeviceId(name) for name in device] if device else None
     rows = drift_reading.device_overview(services_of(request).database, caller.tenant, devices=devices, limit=limit)
     return rest.one({"items": [overview_json(row) for row in rows]})
+
+
+@router.get("/drift/quarantine")
+def quarantine(request: Request, caller: SeesDrift, device: Annotated[str | None, Query(max_length=63)] = None) -> Response:
+    """Windows that were put aside: what waits, since when, for which grid, and until when."""
+    found = drift_reading.list_waiting(services_of(request).database, caller.tenant, device=DeviceId(device) if device else None)
+    return rest.one({"items": [waiting_json(one) for one in found]})
 
 
 @router.get("/drift/distributions")
@@ -172,6 +181,19 @@ def overview_json(row: OverviewRow) -> dict[str, Any]:
         "alarm": row.alarm,
         "alarm_state": str(row.alarm_state) if row.alarm_state else None,
         "features": [asdict(one) for one in row.cells],
+    }
+
+
+def waiting_json(one: Waiting) -> dict[str, Any]:
+    """Windows that were put aside as the API answers them."""
+    return {
+        **one.key._asdict(),
+        "reason": one.reason,
+        "windows": one.windows,
+        "first": rest.iso(moment_of(one.first_w0)),
+        "last": rest.iso(moment_of(one.next_w0)),
+        "since": rest.iso(one.since),
+        "until": rest.iso(one.until),
     }
 
 

@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import replace
+from datetime import timedelta
 from functools import cache
 
 import numpy as np
@@ -16,7 +17,7 @@ from agent.config import parse_desired
 from fleet.audit import Actor, ActorKind
 from fleet.db import Database
 from fleet.devices import twins
-from fleet.monitoring import drift_reading, drift_references, drift_service, drift_store, drift_tick, stretches
+from fleet.monitoring import drift_learning, drift_reading, drift_references, drift_service, drift_store, drift_tick, stretches
 from fleet.monitoring.detectors import Scored
 from fleet.monitoring.drift_model import AlarmEvent, AlarmState, Cause, Check
 from fleet.monitoring.drift_rules import DriftRules
@@ -431,3 +432,37 @@ def test_one_largest_reference_is_lent_and_a_second_one_that_fits_no_message_is_
         assert [one.pipeline for one in drift_store.list_series(tx, T0)] == ["front"]
     with pytest.raises(InvalidError, match=f"has at most {MAX_REFERENCE_BYTES}"):
         drift_references.add_reference(database, pipeline="front", body=bytes(MAX_REFERENCE_BYTES + 1), **act)
+
+
+# --- what is kept and what waits ---
+
+
+def test_references_that_are_not_in_use_are_deleted_after_the_time_of_windows_and_the_one_in_use_stays(database):
+    site = Site(database)
+    other = replace(site.camera, reference=reference(4))
+    ingest_batch(database, [other.learned(seq=1)], rules=INGEST, now=site.now)
+    assert len(drift_references.list_references(database, T0, CAM, "front")) == 2
+    assert drift_tick.prune(database, now=site.now + timedelta(days=399)) == 0
+    assert drift_tick.prune(database, now=site.now + timedelta(days=401)) == 1
+    (kept,) = drift_references.list_references(database, T0, CAM, "front")
+    assert (kept.reference_id, kept.retired_at) == (other.reference.reference_id.hex(), None)
+
+
+def test_what_was_put_aside_is_listed_by_pipeline_with_the_grid_it_waits_for(database):
+    enroll(database, "cam-1", "cam-2")
+    cameras = [WatchedDevice(device="cam-1"), WatchedDevice(device="cam-2")]
+    now = moment_of(W0 + 30)
+    first, later = [one.message(window) for one in cameras for window in one.hours(W0, 2)], cameras[1].hours(W0 + 12, 1)
+    ingest_batch(database, first, rules=INGEST, now=now)
+    ingest_batch(database, [cameras[1].message(one) for one in later], rules=INGEST, now=now + timedelta(hours=1))
+    found = drift_reading.list_waiting(database, T0)
+    assert [(one.key.device, one.windows, one.first_w0, one.next_w0) for one in found] == [
+        ("cam-1", 2, W0, W0 + 12),
+        ("cam-2", 3, W0, W0 + 18),
+    ]
+    assert {(one.reason, one.key.grid_id, one.since) for one in found} == {("unknown-grid", profile().grid.grid_id.hex(), now)}
+    assert found[1].until == now + timedelta(hours=73)
+    assert [one.key.device for one in drift_reading.list_waiting(database, T0, device=DeviceId("cam-2"))] == ["cam-2"]
+    add_profile(database)
+    drift_learning.let_out(database, T0, now=now)
+    assert drift_reading.list_waiting(database, T0) == []

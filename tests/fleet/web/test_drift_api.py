@@ -1,15 +1,23 @@
 """Alarms and drift over the API and by the command line, over a device whose pictures became darker."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from console_site import ConsoleSite, running_site
 from simulators.clock import FakeClock
 from simulators.darker_camera import add_drift
+from simulators.sketches import SketchDevice
+from simulators.sketches import profile as sketch_profile
 
 import fleet.cli
 from fleet.web.admin import alarms, drift
+from protocol.clock import to_unix_ms
+from protocol.sketches.codec import SUBWINDOW_MS
+
+#: A pipeline whose grid no release of the server brought.
+STRAY = SketchDevice(device="cam-1", pipeline="stray", grid=replace(sketch_profile().grid, made_at_ms=2))
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +71,17 @@ def test_what_drifted_is_seen_as_map_distributions_and_time_line(site):
     assert vera.get("/drift/distributions", params={"group": "other"}).status_code == 404
     assert vera.get(path, params={"since": "2030-01-01T00:00:00Z", "until": "2029-01-01T00:00:00Z"}).status_code == 422
     assert vera.get("/devices/cam-1/drift/none").status_code == 404
+
+
+def test_windows_of_a_grid_that_no_release_brought_are_shown_with_what_they_wait_for(run, site):
+    site.ingest(STRAY.message(STRAY.hour(to_unix_ms(site.services.clock.now()) // SUBWINDOW_MS // 6 * 6 - 6)))
+    (row,) = site.tokens.vera.get("/drift/quarantine").json()["items"]
+    grid = STRAY.grid.grid_id.hex()
+    assert (row["device"], row["pipeline"], row["grid_id"], row["reason"], row["windows"]) == ("cam-1", "stray", grid, "unknown-grid", 1)
+    assert row["since"] < row["until"]
+    assert site.tokens.vera.get("/drift/quarantine", params={"device": "cam-9"}).json()["items"] == []
+    assert f"grid {grid} is unknown" in run("drift", "quarantine")[1]
+    assert "Nothing was put aside." in run("drift", "quarantine", "cam-9")[2]
 
 
 def test_a_viewer_changes_nothing(site):

@@ -20,6 +20,7 @@ from fleet.monitoring.drift_model import (
     TimePoint,
     Trust,
 )
+from fleet.monitoring.drift_tables import SeriesKey, Waiting
 from fleet.web import drift_views
 from fleet.web.charts import bars_of
 from protocol.ids import DEFAULT_TENANT, DeviceId
@@ -161,3 +162,12 @@ def test_bars_name_their_cells_and_the_outer_ones_hold_what_lies_beyond():
     bars = bars_of((0.0, 1.0, 2.0, 3.0), (0.2, 0.5, 0.3), (0.1, 0.1, 0.8))
     assert [bar.label for bar in bars] == ["up to 1", "1 to 2", "over 2"]
     assert max(max(bar.reference_height, bar.now_height) for bar in bars) == 120.0
+
+
+def test_what_was_put_aside_is_said_in_a_line_each_ten_at_most():
+    key = SeriesKey(DeviceId("cam-1"), "front", "ab" * 16, 0, "cd" * 16)
+    one = Waiting(key, "unknown-grid", 3, 0, 18, START, START + timedelta(days=3))
+    span = "since 2026-11-01 00:00 UTC, until 2026-11-04 00:00 UTC."
+    assert drift_views.waiting_words(one) == f"3 windows of cam-1 / front wait for the release that brings grid cdcdcdcdcdcd, {span}"
+    assert drift_views.waiting_words(replace(one, reason="overlap", windows=1)).startswith("1 window of cam-1 / front overlap")
+    assert drift_views.heat_map([], [one] * 11).waiting[-2:] == (drift_views.waiting_words(one), "And of 1 other pipeline.")
