@@ -172,7 +172,9 @@ def statistic(value: float) -> float:
 
 def look_words(look: Look) -> str:
     """Which look it was, for people: "in the mean of three hours"; its length in sub-windows."""
-    length = {1: "ten minutes", HOUR: "an hour", 3 * HOUR: "three hours"}.get(look.subwindows, f"{10 * look.subwindows} minutes")
+    length = {1: "ten minutes", HOUR: "an hour", 3 * HOUR: "three hours", 6 * HOUR: "six hours", DAY: "a day"}.get(
+        look.subwindows, f"{10 * look.subwindows} minutes"
+    )
     return f"in the answers of {length}" if look.is_classes else f"in {'the mean of ' if look.subwindows > 1 else ''}{length}"
 
 

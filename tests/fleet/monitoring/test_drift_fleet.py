@@ -125,7 +125,7 @@ def test_a_shift_that_no_member_shows_alone_is_found_in_all_of_them_together(dat
     assert (alarm.cause, alarm.rate) == (Cause.INPUT, 1.0)
     assert alarm.features[0].feature == "image.brightness"
     assert "darker" in alarm.words
-    assert alarm.words.endswith("on 4 devices (linux-x86-64) of site default.")
+    assert " on 4 devices (linux-x86-64) of site default, seen in the mean of " in alarm.words
     assert set(alarm.devices) == set(NAMES)
     assert all(one.parent == alarm.alarm for one in found if one.subject.kind is SubjectKind.DEVICE)
     assert [one.alarm for one in drift_service.list_alarms(database, T0, device=DeviceId("cam-2"))].count(alarm.alarm) == 1
