@@ -244,8 +244,10 @@ def _ingest_at_once(database: Database, batch: Sequence[Incoming], *, rules: Ing
     with store.ingest_transaction(database) as tx:
         for tenant in sorted(by_tenant.keys() | sketches.keys()):
             part = _TenantBatch(tx, tenant, now=now, rules=rules)
-            part.store(by_tenant[tenant])
+            # series of sketches are locked before all else, the audit log last: who judges a series holds it and then writes to the log
             part.store_sketches(sketches[tenant])
+            part.store(by_tenant[tenant])
+            part.mark_seen()
             acks += [(tenant, device, ack) for device, ack in part.acks()]
             accepted += part.accepted
             sketched += part.sketched
@@ -290,7 +292,6 @@ class _TenantBatch:
         self._store_rows([one for one in known if one.message_class in {MessageClass.STORED, MessageClass.SENT}])
         self._store_states([one for one in known if one.message_class is MessageClass.STATE])
         self._store_ring([one for one in known if one.message_class in {MessageClass.RING, MessageClass.REPLY}])
-        self._mark_seen()
 
     def acks(self) -> Iterable[tuple[DeviceId, Ack]]:
         """Per device what is stored once this transaction is committed; the newest epoch named last."""
@@ -311,8 +312,13 @@ class _TenantBatch:
         done = store_sketches(self.tx, self.tenant, known, now=self.now)
         self.rejected += [Rejected(self.tenant, one.topic, reason, one.payload) for one, reason in done.rejected]
         self._sketch_keys, self.sketched = done.acks, len(done.accepted)
-        keys = store.device_keys(self.tx, self.tenant, done.acks.keys())
-        store.mark_seen(self.tx, self.tenant, keys.values(), now=self.now)
+
+    def mark_seen(self) -> None:
+        """Who spoke; a Will is the broker's word, not the device's."""
+        spoke = {one.device for one in self.accepted if not _is_word_of_broker(one)} | self._sketch_keys.keys()
+        if spoke:
+            keys = store.device_keys(self.tx, self.tenant, spoke)
+            store.mark_seen(self.tx, self.tenant, keys.values(), now=self.now)
 
     def _not_enrolled(self, device: DeviceId) -> str:
         return f"device {device!r} is not enrolled in tenant {self.tenant!r}, or revoked"
@@ -404,11 +410,6 @@ class _TenantBatch:
         for (key, pipeline), bodies in predictions.items():
             kept = bodies[-PREDICTIONS_KEPT:]
             store.merge_predictions(self.tx, self.tenant, key, pipeline, kept, limit=PREDICTIONS_KEPT, now=self.now)
-
-    def _mark_seen(self) -> None:
-        """A Will is the broker's word, not the device's."""
-        seen = {self._keys[one.device] for one in self.accepted if not _is_word_of_broker(one)}
-        store.mark_seen(self.tx, self.tenant, seen, now=self.now)
 
     def _reject(self, message: Message, reason: str) -> None:
         self.rejected.append(Rejected(self.tenant, str(message.topic), reason, message.text.encode()))

@@ -1,6 +1,7 @@
 """Sketches are stored once each, whatever comes twice, late, out of order or malformed: on SQLite and PostgreSQL."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache
@@ -9,11 +10,13 @@ import cbor2
 import numpy as np
 import pytest
 from simulators.messages import TS, event, incoming
-from simulators.sketches import MODEL, W0, SketchDevice, add_profile, counts, profile
+from simulators.sketches import MODEL, W0, SketchDevice, WatchedDevice, add_profile, counts, enroll, profile
+from waiting import wait_until
 
+from fleet import audit
 from fleet.bus import Incoming
 from fleet.db import Database
-from fleet.monitoring import drift_ingest, drift_learning, drift_store, quarantine_store, store
+from fleet.monitoring import drift_alarms, drift_ingest, drift_learning, drift_references, drift_store, quarantine_store, store
 from fleet.monitoring.drift_tables import Quarantined
 from fleet.monitoring.ingest import IngestRules, ingest_batch
 from protocol.clock import from_unix_ms
@@ -281,3 +284,24 @@ def test_many_windows_are_acknowledged_in_several_messages(known):
     batch = [camera.message(camera.sub_window(W0 - index, made)) for index in range(600)]
     outcome = put(known, *batch)
     assert [len(ack.sketch) for _, _, ack in outcome.acks] == [500, 100]
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_a_batch_with_a_reference_and_windows_waits_for_who_judges_and_never_the_other_way_round(database):
+    """Who judges a series holds it and then writes to the audit log: a batch that holds the log and waits for the series is a deadlock."""
+    add_profile(database)
+    enroll(database, "cam-1", "cam-2")
+    camera, other = WatchedDevice(), WatchedDevice(device="cam-2")
+    rules = IngestRules(is_enrolled=lambda _tx, _tenant, devices: set(devices), on_event=(drift_references.take_event,))
+    ingest_batch(database, [camera.message(camera.hour(W0))], rules=rules, now=NOW)
+    batch = [other.learned(), camera.message(camera.hour(W0 + 6))]
+    with ThreadPoolExecutor(1) as pool:
+        with database.transaction() as tx:
+            (row,) = drift_store.list_series(tx, T0, is_held=True)
+            done = pool.submit(ingest_batch, database, batch, rules=rules, now=NOW)
+            wait_until(lambda: tx.exec_driver_sql("SELECT count(*) FROM pg_locks WHERE NOT granted").scalar_one() > 0)
+            audit.append(tx, tenant=T0, actor=drift_alarms.DETECTOR, action="alarm.raised", subject=f"device/{row.device}", now=NOW)
+        assert done.result(timeout=120).rejected == 0
+    with database.reading() as tx:
+        assert {one.device for one in drift_store.list_series(tx, T0)} == {"cam-1", "cam-2"}
+        assert [one.action for one in audit.list_entries(tx, T0, limit=2)] == ["drift.reference-stored", "alarm.raised"]

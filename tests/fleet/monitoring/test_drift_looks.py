@@ -350,7 +350,7 @@ def test_looks_have_words():
         "in the answers of an hour",
         "in the answers of three hours",
     }
-    assert stretches.look_words(replace(HOURLY_LOOKS[0], subwindows=36)) == "in the mean of 360 minutes"
+    assert stretches.look_words(replace(HOURLY_LOOKS[0], subwindows=72)) == "in the mean of 720 minutes"
 
 
 @on_sqlite
