@@ -12,7 +12,6 @@ import numpy as np
 from benchmarks.drift import bank, costs, fleet, frames, group, labels, singles, validation
 from benchmarks.drift.bank import CACHE
 from benchmarks.drift.outcomes import Outcome
-from benchmarks.drift.trial import HORIZON
 from benchmarks.drift.world import WINDOWS
 from benchmarks.record import Row
 
@@ -55,7 +54,7 @@ def measure_all(plan: Plan) -> tuple[list[Row], dict[str, object]]:
     merged, details["twelve cameras of a site, 5 percent"] = _sites(plan)
     rows += merged
     rows += _costs()
-    estimates, details["estimates without labels"] = _estimates(ours, plan)
+    estimates, details["estimates without labels"] = _estimates(plan)
     rows += estimates
     details["frames and means"] = validation.compare("study", plan.validated, plan.validated_windows)
     details["peers at their defaults"] = peers_at_defaults()
@@ -137,16 +136,16 @@ def _sites(plan: Plan) -> tuple[list[Row], dict[str, object]]:
         values = [one.together[name] for one in found]
         unit = "windows of 10 min, median, 12 cameras merged, simulated"
         rows.append(_row(f"delay 5 percent {name}, merged", statistics.median(values), unit, len(values), _half(values), "<= 144"))
+    alarms, years = sum(one.alarms for one in found), sum(one.years for one in found)
+    rows.append(
+        _row("false alarms per group-year", alarms / years, f"per simulated group-year, {alarms} in {years:.1f}", len(found), 0.0, "<= 1")
+    )
     medians = {
         how: {name: statistics.median([getattr(one, how)[name] for one in found]) for name in found[0].together}
         for how in ("together", "alone")
     }
-    return rows, {
-        "sites": len(found),
-        "alarms": sum(one.alarms for one in found),
-        "group-years": sum(one.years for one in found),
-        **medians,
-    }
+    seen: dict[str, object] = {"sites": len(found), "alarms": alarms, "group-years": years, **medians}
+    return rows, seen
 
 
 def _costs() -> list[Row]:
@@ -171,31 +170,25 @@ def _costs() -> list[Row]:
     return rows
 
 
-def _estimates(ours: Sequence[Outcome], plan: Plan) -> tuple[list[Row], dict[str, object]]:
-    study = [bank.load("study", index) for index in range(len(bank.roster("study")))]
-    found = labels.estimated(labels.profile(study), [bank.load("test", index) for index in range(plan.cameras)])
-    seen = {
-        (one.scene, name): value < HORIZON
-        for one in ours
-        if one.repeat == fleet.FIRST_TEST
-        for (kind, name), value in one.delays[1.0].items()
-        if _is_whole(kind)
-    }
-    judged = [(one, one.is_matched or not seen.get((one.scene, one.shift), False)) for one in found]
-    wrong = [not is_on for one, is_on in judged if one.error > 0.05]
-    right = [is_on for one, is_on in judged if one.error <= 0.03]
+def _estimates(plan: Plan) -> tuple[list[Row], dict[str, object]]:
+    """On all windows of the test's cameras, whatever was done to them; and on those that the flag says may be believed."""
+    found = labels.estimated(labels.profile(), [bank.load("test", index) for index in range(plan.cameras)])
+    wrong = [not one.is_on for one in found if one.error > 0.05]
+    grossly = [not one.is_on for one in found if one.error > 0.1]
+    right = [one.is_on for one in found if one.error <= 0.03]
+    believed = [one.error for one in found if one.is_on]
+    unit, points = "% of simulated windows", "points, simulated"
     rows = [
-        _row("label-free mae", float(np.mean([one.error for one in found])) * 100, "points, simulated", len(found), 0.0, "<= 3"),
-        _row("flag off when wrong", float(np.mean(wrong)) * 100 if wrong else 100.0, "% of simulated windows", len(wrong), 0.0, ">= 95"),
-        _row("flag on when right", float(np.mean(right)) * 100 if right else 0.0, "% of simulated windows", len(right), 0.0, ">= 80"),
+        _row("label-free mae", float(np.mean([one.error for one in found])) * 100, points, len(found), 0.0, "<= 3"),
+        _row("label-free mae, flag on", float(np.mean(believed or [0.0])) * 100, points, len(believed), 0.0, "<= 3"),
+        _row("flag off when wrong", float(np.mean(wrong)) * 100 if wrong else 100.0, unit, len(wrong), 0.0, ">= 95"),
+        _row("flag off when wrong by 10 points", float(np.mean(grossly)) * 100 if grossly else 100.0, unit, len(grossly), 0.0, ">= 95"),
+        _row("flag on when right", float(np.mean(right)) * 100 if right else 0.0, unit, len(right), 0.0, ">= 80"),
     ]
     by_scene = {one.scene: float(np.mean([other.error for other in found if other.scene == one.scene])) for one in found}
     by_shift = {one.shift: float(np.mean([other.error for other in found if other.shift == one.shift])) for one in found}
-    return rows, {"mean error by camera": by_scene, "mean error by shift": by_shift}
-
-
-def _is_whole(kind: str) -> bool:
-    return kind in {"full", "held out full"}
+    on = {scene: float(np.mean([other.is_on for other in found if other.scene == scene])) for scene in by_scene}
+    return rows, {"mean error by camera": by_scene, "flag on by camera": on, "mean error by shift": by_shift}
 
 
 def peers_at_defaults() -> dict[str, object]:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fleet.monitoring.drift_model import AccuracyRange, Alarm, Cause, Measured, Trust
+from fleet.monitoring.tried import Likeness, likeness, span_of
 from protocol.sketches.counts import Counts, split
 from protocol.sketches.grid import FeatureGrid, Grid
 from protocol.sketches.profile import AccuracyReference, ModelProfile
@@ -73,14 +74,17 @@ def range_of(
 ) -> AccuracyRange | None:
     """[min - ε, max + ε] of DoC, ATC by entropy and CBPE, with its flag; None when there is nothing to estimate with.
 
-    `alarms`: open ones of the pipeline and of groups that hold it. `match`: what the family of the shift was found to be, if looked for.
+    `alarms`: open ones of the pipeline and of groups that hold it. `match`: what the family of the shift was found to be, if looked for;
+    it counts where the release does not say what places it was tried on.
     """
     estimates = estimate(profile, counts)
     reference = profile.accuracy
     if estimates is None or reference is None:
         return None
     used = [estimates["doc"], estimates["atc"], estimates["cbpe"]]
-    trust, reason = trust_of(alarms, match)
+    span = span_of(profile)
+    like = None if span is None else likeness(span, profile, counts, used)
+    trust, reason = trust_of(alarms, match, like)
     return AccuracyRange(
         low=max(0.0, min(used) - reference.epsilon),
         high=min(1.0, max(used) + reference.epsilon),
@@ -93,12 +97,21 @@ def range_of(
     )
 
 
-def trust_of(alarms: Iterable[Alarm], match: Match | None) -> tuple[Trust, str]:
-    """Whether an estimate may be believed while these alarms are open, and why."""
+def trust_of(alarms: Iterable[Alarm], match: Match | None, like: Likeness | None = None) -> tuple[Trust, str]:
+    """Whether an estimate may be believed while these alarms are open, and why.
+
+    `like`: where the window lies among the places that the release was tried on. It decides alone whether an input that moved, or a place
+    that raises no alarm because it is its own reference, is one where estimates were right. None: the release does not know places.
+    """
     listed = [one for one in alarms if one.is_open]
     if any(one.cause is Cause.CONCEPT for one in listed):
         return Trust.NOT_TRUSTED, "Labels say that the same input means something else now; no estimate without labels sees that."
     moved = [one for one in listed if one.moves_input]
+    if like is not None and like.outside:
+        return Trust.NOT_TRUSTED, like.outside
+    if like is not None and moved:
+        nearest = f"{like.nearest.place} under {like.nearest.family}" if like.nearest.family else like.nearest.place
+        return Trust.MATCHED, f"The input moved within what was tried at release, where estimates were right; nearest is {nearest}."
     if not moved:
         return Trust.TRUSTED, "No alarm on what the camera or sensor delivers is open."
     if match is not None and match.family:

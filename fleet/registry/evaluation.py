@@ -2,6 +2,7 @@
 
 frames   uint8 [n, height, width] gray or [n, height, width, 3] RGB;   or   windows   float [n, readings, fields]
 labels   optional: whole numbers (places in the manifest's labels) or the labels themselves, [n]
+places   optional: where each one is from: a camera, a yard, whole numbers or texts, [n]
 """
 
 import csv
@@ -24,10 +25,13 @@ from runtime.preprocess import decode_picture
 MIN_ROWS, MAX_ROWS = 128, 5000
 #: Of the file, of all its content unpacked, and of one picture of a folder.
 MAX_FILE_BYTES, MAX_CONTENT_BYTES, MAX_PICTURE_BYTES = 512 << 20, 1 << 30, 32 << 20
+#: Places or devices that the data are from: more would say little each.
+MAX_PLACES = 40
 LABELS_FILE = "labels.csv"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 _MAX_LABELS_BYTES = 4 << 20
 _MAX_ENTRIES = 2 * MAX_ROWS
+_MAX_PLACE_NAME = 63
 _HINT = "Bring more of what the device will see; how: docs/drift.md."
 
 
@@ -39,6 +43,8 @@ class Evaluation:
     items: Iterator[Array]
     #: Places in the manifest's labels; None: not labelled.
     truth: tuple[int, ...] | None
+    #: Which place or device each one is from; None: not said.
+    places: tuple[str, ...] | None = None
 
 
 @contextmanager
@@ -98,15 +104,16 @@ def _of_arrays(archive: zipfile.ZipFile, names: set[str], manifest: ModelManifes
     if not MIN_ROWS <= len(array) <= MAX_ROWS:
         raise _wrong_count(len(array), wanted)
     truth = _truth(_array(archive, "labels").tolist(), len(array), manifest) if "labels.npy" in names else None
+    places = _places(_array(archive, "places").tolist(), len(array)) if "places.npy" in names else None
     if wanted == "windows":
-        return Evaluation(len(array), iter(_checked_windows(array, manifest)), truth)
+        return Evaluation(len(array), iter(_checked_windows(array, manifest)), truth, places)
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)) or 0 in array.shape:
         raise InvalidError(
             f"frames is {array.dtype.name}{list(array.shape)}; wanted uint8 [n, height, width] or [n, height, width, 3] in RGB."
         )
     if array.ndim == 4:
         array = array[:, :, :, 0] if array.shape[3] == 1 else array[:, :, :, ::-1]
-    return Evaluation(len(array), (np.ascontiguousarray(frame) for frame in array), truth)
+    return Evaluation(len(array), (np.ascontiguousarray(frame) for frame in array), truth, places)
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> Array:
@@ -142,7 +149,7 @@ def _of_pictures(archive: zipfile.ZipFile, manifest: ModelManifest) -> Evaluatio
     names = sorted(name for name in archive.namelist() if name.lower().endswith(PICTURE_SUFFIXES))
     if not MIN_ROWS <= len(names) <= MAX_ROWS:
         raise _wrong_count(len(names), f"pictures ({', '.join(PICTURE_SUFFIXES)})")
-    truth = None
+    truth = places = None
     if LABELS_FILE in archive.namelist():
         labels = _labels_of(archive)
         lacking = [name for name in names if name not in labels]
@@ -151,11 +158,14 @@ def _of_pictures(archive: zipfile.ZipFile, manifest: ModelManifest) -> Evaluatio
                 f"{LABELS_FILE} has no line for {lacking[0][:120]!r} and {len(lacking) - 1} others.",
                 hint=f"Wanted a line 'file,label' for each of the {len(names)} pictures, or no {LABELS_FILE}.",
             )
-        truth = _truth([labels[name] for name in names], len(names), manifest)
-    return Evaluation(len(names), (_picture(archive, name) for name in names), truth)
+        truth = _truth([labels[name][0] for name in names], len(names), manifest)
+        said = [labels[name][1] for name in names]
+        places = _places(said, len(names)) if any(said) else None
+    return Evaluation(len(names), (_picture(archive, name) for name in names), truth, places)
 
 
-def _labels_of(archive: zipfile.ZipFile) -> dict[str, str]:
+def _labels_of(archive: zipfile.ZipFile) -> dict[str, tuple[str, str]]:
+    """Label and place ("": not said) of each file."""
     if archive.getinfo(LABELS_FILE).file_size > _MAX_LABELS_BYTES:
         raise InvalidError(f"{LABELS_FILE} has more than {_MAX_LABELS_BYTES} bytes.")
     text = archive.read(LABELS_FILE).decode("utf-8-sig", errors="replace")
@@ -164,8 +174,8 @@ def _labels_of(archive: zipfile.ZipFile) -> dict[str, str]:
     except csv.Error as error:
         raise InvalidError(f"{LABELS_FILE} is no table: {str(error)[:120]}.", hint="Wanted lines 'file,label'.") from None
     if any(len(row) < 2 for row in rows):
-        raise InvalidError(f"{LABELS_FILE} has a line with one field; wanted 'file,label'.")
-    return {row[0].strip(): row[1].strip() for row in rows}
+        raise InvalidError(f"{LABELS_FILE} has a line with one field; wanted 'file,label', or 'file,label,place'.")
+    return {row[0].strip(): (row[1].strip(), row[2].strip() if len(row) > 2 else "") for row in rows}
 
 
 def _picture(archive: zipfile.ZipFile, name: str) -> Array:
@@ -201,6 +211,21 @@ def _place(value: Any, known: dict[str, int]) -> int:
         f"Label {str(value)[:80]!r} is not among the manifest's labels.",
         hint=f"Wanted one of {', '.join(list(known)[:20])}, or its place from 0.",
     )
+
+
+def _places(values: Sequence[Any], count: int) -> tuple[str, ...]:
+    """Names of the places or devices. Raises: InvalidError."""
+    if len(values) != count:
+        raise InvalidError(f"There are {len(values)} places for {count} frames or windows; wanted one each.")
+    names = tuple(str(value) if isinstance(value, int) else value for value in values)
+    wrong = next((name for name in names if not isinstance(name, str) or not 1 <= len(name) <= _MAX_PLACE_NAME), None)
+    if wrong is not None:
+        raise InvalidError(f"Place {str(wrong)[:80]!r}; wanted a whole number, or a name of 1 to {_MAX_PLACE_NAME} characters, for each.")
+    if len(set(names)) > MAX_PLACES:
+        raise InvalidError(
+            f"There are {len(set(names))} places; wanted at most {MAX_PLACES}.", hint="Give places that look alike one name."
+        )
+    return names
 
 
 def _wrong_count(count: int, what: str) -> InvalidError:

@@ -4,15 +4,15 @@ What is watched is chosen here, once, and recorded in the profile (DRIFT 1, 2, 6
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from protocol.errors import InvalidError
 from protocol.sketches.counts import MOMENT_UNIT, Counts, Sketcher, split
 from protocol.sketches.grid import BINS, CONFIDENCE_BINS, MAX_CLASSES, MAX_FEATURES, OTHER, FeatureGrid, Grid, fit_feature
-from protocol.sketches.profile import VALIDATED_ERROR, AccuracyReference, FamilyReference, ModelProfile
+from protocol.sketches.profile import MAX_TRIALS, VALIDATED_ERROR, AccuracyReference, FamilyReference, ModelProfile, TrialReference
 from protocol.sketches.summary import summary
 from runtime.base import Array
 from runtime.features import group_of
@@ -25,6 +25,8 @@ MAX_CORRELATION = 0.98
 #: Kept whatever they correlate with: accuracy is estimated from them.
 _NEEDED = (CONFIDENCE, ENTROPY)
 _QUANTILE = 0.95
+#: Rows of a place, as they are or damaged: of fewer the accuracy is chance.
+_MIN_TRIAL_ROWS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +46,22 @@ class Rows:
     truth: Array | None = None
     #: Frames or windows that gave no answer.
     excluded: int = 0
+    #: Which place or device each row is from, [n]; None: not said.
+    places: tuple[str, ...] | None = None
 
     @property
     def right(self) -> Array | None:
         """Of each row, bool [n]; None without labels."""
         return None if self.answered is None or self.truth is None else self.answered == self.truth
+
+    def of_place(self, place: str) -> "Rows":
+        """Those of one place alone. Raises: ValueError when no places are known."""
+        if self.places is None:
+            raise ValueError("rows without places")
+        chosen = np.flatnonzero(np.array(self.places) == place)
+        answered, truth = (None if column is None else column[chosen] for column in (self.answered, self.truth))
+        labels = tuple(self.labels[index] for index in chosen.tolist())
+        return Rows(self.names, self.values[chosen], labels, self.known, answered, truth, places=(place,) * len(chosen))
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,11 +249,9 @@ def _accuracy(
     )
     whole = summary(reference, grid)
     families = tuple(_family(name, severity, one, grid, plain, whole) for (name, severity), one in sorted(damaged.items()))
-    return AccuracyReference(
-        **{field: getattr(plain, field) for field in plain.__slots__ if field not in ("families", "epsilon")},
-        families=families,
-        epsilon=_epsilon(families),
-    )
+    tried = {("", 0): rows, **damaged}
+    trials = tuple(one for (name, severity), every in sorted(tried.items()) for one in _trials(name, severity, every, grid, plain))
+    return replace(plain, families=families, epsilon=_epsilon(families), trials=trials[:MAX_TRIALS])
 
 
 def _bin_accuracy(confidence: Array, right: Array, feature: FeatureGrid) -> tuple[float, ...]:
@@ -276,6 +287,19 @@ def _family(name: str, severity: int, rows: Rows, grid: Grid, accuracy: Accuracy
     moved = (np.nan_to_num(summary(counts, grid)) - np.nan_to_num(whole)).astype(np.float32)
     error = max(abs(one - seen) for one in estimates(counts, grid, accuracy))
     return FamilyReference(name, severity, seen, error, tuple(moved.tolist()))
+
+
+def _trials(name: str, severity: int, rows: Rows, grid: Grid, accuracy: AccuracyReference) -> Iterator[TrialReference]:
+    """What these rows were of each place alone, in the order of names; nothing where places are not known or there is only one."""
+    names = sorted(set(rows.places or ()))
+    for place in names if len(names) > 1 else ():
+        its = rows.of_place(place)
+        right = its.right
+        if right is None or len(right) < _MIN_TRIAL_ROWS:
+            continue
+        counts = counted(its, grid)
+        where = tuple(np.nan_to_num(summary(counts, grid)).astype(np.float32).tolist())
+        yield TrialReference(place, name, severity, len(right), float(right.mean()), estimates(counts, grid, accuracy), where)
 
 
 def _epsilon(families: Sequence[FamilyReference]) -> float:

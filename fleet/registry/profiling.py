@@ -23,7 +23,7 @@ from fleet.registry.corruptions import SEVERITIES, corrupted, families
 from fleet.registry.evaluation import Evaluation, open_evaluation
 from fleet.registry.profiles import Rows, make_profile
 from protocol.canonical import canonical_json
-from protocol.clock import SystemClock
+from protocol.clock import from_environment
 from protocol.errors import InvalidError, MooringError
 from protocol.files import read_bounded
 from protocol.sketches.profile import FILE_NAME, MAX_PROFILE_BYTES, ModelProfile, decode_profile, encode_profile
@@ -42,6 +42,8 @@ from runtime.readings import WindowFiller
 TIMEOUT_S, CPU_S = 1200.0, 900
 #: Pictures that are damaged, at least and at most, and the processor time that all of them may take together.
 MIN_DAMAGED, MAX_DAMAGED, DAMAGED_CPU_S = 48, 192, 240.0
+#: Of each place at least, when the evaluation data say where they are from and time allows.
+DAMAGED_OF_PLACE = 64
 #: A profile of frames or windows of which fewer gave an answer would tell too little.
 _MIN_ANSWERED = 0.5
 _EVALUATION, _ANSWER = "evaluation", "answer.json"
@@ -58,6 +60,14 @@ class _Origin:
     #: The window before and after it was normalized.
     readings: Array | None = None
     reference: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What the evaluation data say of a frame or window: the place of its label in the manifest, and where it is from."""
+
+    truth: int | None
+    place: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +184,7 @@ def _make(folder: Path) -> tuple[ModelProfile, dict[str, str]]:
             code="too-little-data",
             hint="Look at the range and the missing numbers that the manifest allows.",
         )
-    made_at_ms = int(SystemClock().now().timestamp() * 1000)
+    made_at_ms = int(from_environment().now().timestamp() * 1000)  # windows of before the grid was made are refused
     profile, selection = make_profile(rows, made_at_ms=made_at_ms, damaged=damaged)
     return profile, dict(selection.left_out)
 
@@ -213,17 +223,20 @@ class _Collected:
         self._judge = judge
         self._rows: list[tuple[Array, tuple[str, ...], int]] = []
         self._truth: list[int] = []
+        self._places: list[str] = []
         self._excluded = 0
 
-    def add(self, tensor: Array, truth: int | None, origin: _Origin) -> None:
+    def add(self, tensor: Array, said: _Said, origin: _Origin) -> None:
         """Infer an input and keep what comes of it."""
         row = self._judge.row(tensor, origin)
         if row is None:
             self._excluded += 1
             return
         self._rows.append(row)
-        if truth is not None:
-            self._truth.append(truth)
+        if said.truth is not None:
+            self._truth.append(said.truth)
+        if said.place is not None:
+            self._places.append(said.place)
 
     def rows(self) -> Rows:
         """All so far."""
@@ -237,6 +250,7 @@ class _Collected:
             answered=np.array([one[2] for one in self._rows], np.int64) if is_known else None,
             truth=np.array(self._truth, np.int64) if is_known else None,
             excluded=self._excluded,
+            places=tuple(self._places) or None,
         )
 
 
@@ -245,14 +259,14 @@ def _windows(judge: _Judge, evaluation: Evaluation) -> Rows:
     if manifest.window is None:
         raise RuntimeError("a manifest has preprocess or window")
     filler = WindowFiller(manifest.inputs[0], manifest.window)
-    for readings, truth in zip(evaluation.items, _truth_of(evaluation), strict=True):
+    for readings, said in zip(evaluation.items, _said_of(evaluation), strict=True):
         try:
             tensor = filler.fill(readings)
         except InvalidError as error:
             if error.code != "not_finite":
                 raise
             continue
-        collected.add(tensor, truth, _Origin(readings=readings, reference=filler.values))
+        collected.add(tensor, said, _Origin(readings=readings, reference=filler.values))
     return collected.rows()
 
 
@@ -265,20 +279,36 @@ def _frames(judge: _Judge, evaluation: Evaluation) -> tuple[Rows, dict[tuple[str
     damages = [(family, severity) for family in families(color) for severity in SEVERITIES] if evaluation.truth is not None else []
     after = {damage: _Collected(judge) for damage in damages}
     pictures, filler = _Pictures(manifest), Filler(compile_plan(manifest))
-    chosen = range(0, evaluation.count, max(1, evaluation.count // MAX_DAMAGED))
+    chosen = _chosen(evaluation)
     spent_s, done = 0.0, 0
-    for index, (frame, truth) in enumerate(zip(evaluation.items, _truth_of(evaluation), strict=True)):
+    for index, (frame, said) in enumerate(zip(evaluation.items, _said_of(evaluation), strict=True)):
         picture, origin = pictures.of(frame), _Origin(size=(frame.shape[0], frame.shape[1]))
-        plain.add(filler.fill(picture), truth, origin)
-        if index not in chosen or done >= MAX_DAMAGED or (done >= MIN_DAMAGED and spent_s > DAMAGED_CPU_S):
+        plain.add(filler.fill(picture), said, origin)
+        if index not in chosen or (done >= MIN_DAMAGED and spent_s > DAMAGED_CPU_S * (index + 1) / evaluation.count):
             continue
         began_s = time.process_time()
         for family, severity in damages:
             damaged = corrupted(picture, family, severity, seed=index, color=color)
-            after[family, severity].add(filler.fill(damaged), truth, origin)
+            after[family, severity].add(filler.fill(damaged), said, origin)
         spent_s, done = spent_s + time.process_time() - began_s, done + 1
     found = {damage: collected.rows() for damage, collected in after.items()}
     return plain.rows(), {damage: rows for damage, rows in found.items() if len(rows.values)}
+
+
+def _chosen(evaluation: Evaluation) -> frozenset[int]:
+    """Which frames are damaged: evenly spaced ones, of each place as many as tell something of it."""
+    if evaluation.places is None:
+        return frozenset(_spaced(range(evaluation.count), MAX_DAMAGED))
+    of_place: dict[str, list[int]] = {}
+    for index, place in enumerate(evaluation.places):
+        of_place.setdefault(place, []).append(index)
+    each = max(DAMAGED_OF_PLACE, MAX_DAMAGED // len(of_place))
+    return frozenset(index for its in of_place.values() for index in _spaced(its, each))
+
+
+def _spaced(places: Sequence[int], most: int) -> list[int]:
+    count = min(most, len(places))
+    return [places[index * len(places) // count] for index in range(count)]
 
 
 class _Pictures:
@@ -305,8 +335,10 @@ class _Pictures:
         return np.array(self._runner.run(frame)[0])
 
 
-def _truth_of(evaluation: Evaluation) -> Iterator[int | None]:
-    yield from evaluation.truth if evaluation.truth is not None else [None] * evaluation.count
+def _said_of(evaluation: Evaluation) -> Iterator[_Said]:
+    nothing = [None] * evaluation.count
+    for truth, place in zip(evaluation.truth or nothing, evaluation.places or nothing, strict=True):
+        yield _Said(truth, place)
 
 
 def _place(answer: Answer, manifest: ModelManifest, labels: tuple[str, ...]) -> int:

@@ -21,6 +21,8 @@ FILE_NAME = "profile.cbor"
 MAX_PROFILE_BYTES = 256 << 10
 #: Corruptions, each at some severities, whose effect is told.
 MAX_FAMILIES = 64
+#: Places times what they were tried under.
+MAX_TRIALS = 400
 #: A family is validated when its worst error at release is at most this (DRIFT 6).
 VALIDATED_ERROR = 0.05
 _MAX_ROWS = 1 << 32
@@ -46,10 +48,34 @@ class FamilyReference:
             1 <= len(self.family) <= _MAX_NAME and 1 <= self.severity <= 100, f"Family {self.family[:80]!r}", "a name, severity 1 to 100"
         )
         _require_shares(f"Family {self.family}", (self.accuracy, self.error))
-        shift = np.array(self.shift, dtype=np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            is_exact = bool((np.isfinite(shift) & (shift == shift.astype(np.float32))).all())
-        _require(is_exact, f"Family {self.family} with a shift of other numbers", "finite float32 numbers")
+        _require(_is_exact(self.shift), f"Family {self.family} with a shift of other numbers", "finite float32 numbers")
+
+
+@dataclass(frozen=True, slots=True)
+class TrialReference:
+    """What the model was on the evaluation data of one place, as they are or damaged. Raises on creation: InvalidError (bad-profile)."""
+
+    #: Where the data are from.
+    place: str
+    #: What was done to them; "" with severity 0: nothing.
+    family: str
+    severity: int
+    #: Labelled rows, and the part of them that was answered right, 0..1.
+    rows: int
+    accuracy: float
+    #: DoC, ATC on the entropy, CBPE, each 0..1.
+    estimates: tuple[float, float, float]
+    #: The summary vector of these rows, float32-exact; 0 where nothing is known.
+    summary: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        what = f"Trial {self.family[:80]!r} at {self.place[:80]!r}"
+        is_named = 1 <= len(self.place) <= _MAX_NAME and len(self.family) <= _MAX_NAME
+        is_named = is_named and (1 <= self.severity <= 100 if self.family else self.severity == 0)
+        _require(is_named and 1 <= self.rows <= _MAX_ROWS, what, "a place, a family with a severity of 1 to 100 or neither, and rows")
+        _require(len(self.estimates) == 3, what, "three estimates")
+        _require_shares(what, (self.accuracy, *self.estimates))
+        _require(_is_exact(self.summary), f"{what} with a summary of other numbers", "finite float32 numbers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +99,8 @@ class AccuracyReference:
     families: tuple[FamilyReference, ...]
     #: 95 % quantile of the sizes of errors over the validated families.
     epsilon: float
+    #: What each place's data were alone, when the evaluation data say where they are from.
+    trials: tuple[TrialReference, ...] = ()
 
     def __post_init__(self) -> None:
         _require_shares("The accuracy reference", (self.acc0, self.conf0, self.epsilon, *self.bin_accuracy))
@@ -85,6 +113,7 @@ class AccuracyReference:
             bool(((np.abs(columns - 1) < 1e-6) | (columns == 0)).all()), "A column of confusion with another sum", "1, or 0 throughout"
         )
         _require(len(self.families) <= MAX_FAMILIES, f"{len(self.families)} families", f"at most {MAX_FAMILIES}")
+        _require(len(self.trials) <= MAX_TRIALS, f"{len(self.trials)} trials", f"at most {MAX_TRIALS}")
 
     def validated(self) -> frozenset[str]:
         """Families whose estimates were right enough at every severity."""
@@ -116,6 +145,7 @@ class ModelProfile:
         _require(len(accuracy.confusion) == len(self.grid.classes), "Confusion of other classes", f"{len(self.grid.classes)} of them")
         dimensions = 2 * len(self.grid.features) + len(self.grid.classes)
         _require(all(len(one.shift) == dimensions for one in accuracy.families), "A shift of another length", f"{dimensions} numbers")
+        _require(all(len(one.summary) == dimensions for one in accuracy.trials), "A summary of another length", f"{dimensions} numbers")
 
 
 def encode_profile(profile: ModelProfile) -> bytes:
@@ -163,7 +193,7 @@ def decode_profile(data: bytes) -> ModelProfile:
 
 
 def _accuracy_document(accuracy: AccuracyReference) -> dict[int, Any]:
-    return {
+    document: dict[int, Any] = {
         0: accuracy.confidence,
         1: accuracy.entropy,
         2: _pack((accuracy.acc0, accuracy.conf0, accuracy.confidence_edge, accuracy.entropy_edge, accuracy.epsilon)),
@@ -174,12 +204,24 @@ def _accuracy_document(accuracy: AccuracyReference) -> dict[int, Any]:
             for one in accuracy.families
         ],
     }
+    if accuracy.trials:
+        document[6] = [
+            [
+                one.place,
+                one.family,
+                one.severity,
+                one.rows,
+                _pack((one.accuracy, *one.estimates)),
+                np.asarray(one.summary, dtype="<f4").tobytes(),
+            ]
+            for one in accuracy.trials
+        ]
+    return document
 
 
 def _accuracy(document: Any) -> AccuracyReference:
-    _require(
-        isinstance(document, dict) and set(document) == set(range(6)), "An accuracy reference with other keys", "a map with keys 0 to 5"
-    )
+    is_so = isinstance(document, dict) and set(range(6)) <= set(document) <= set(range(7))
+    _require(is_so, "An accuracy reference with other keys", "a map with keys 0 to 5, and 6 at most")
     confidence, entropy = document[0], document[1]
     _require(isinstance(confidence, str) and isinstance(entropy, str), "Names of features that are no text", "texts")
     numbers, flat = _unpack(document[2]), _unpack(document[4])
@@ -188,6 +230,8 @@ def _accuracy(document: Any) -> AccuracyReference:
     _require(size * size == len(flat), f"A confusion of {len(flat)} numbers", "a square")
     families = document[5]
     _require(isinstance(families, list) and len(families) <= MAX_FAMILIES, "Families that are no list", f"a list of at most {MAX_FAMILIES}")
+    trials = document.get(6, [])
+    _require(isinstance(trials, list) and len(trials) <= MAX_TRIALS, "Trials that are no list", f"a list of at most {MAX_TRIALS}")
     acc0, conf0, confidence_edge, entropy_edge, epsilon = numbers
     return AccuracyReference(
         confidence=confidence,
@@ -200,6 +244,7 @@ def _accuracy(document: Any) -> AccuracyReference:
         confusion=tuple(flat[row * size : (row + 1) * size] for row in range(size)),
         families=tuple(map(_family, families)),
         epsilon=epsilon,
+        trials=tuple(map(_trial, trials)),
     )
 
 
@@ -212,6 +257,25 @@ def _family(document: Any) -> FamilyReference:
     _require(isinstance(shift, bytes) and len(shift) % 4 == 0, "A shift that is no float32 bytes", "four bytes a coordinate")
     accuracy, error = measured
     return FamilyReference(name, severity, accuracy, error, tuple(np.frombuffer(shift, dtype="<f4").tolist()))
+
+
+def _trial(document: Any) -> TrialReference:
+    _require(isinstance(document, list) and len(document) == 6, "A trial that is no list of six", "names, counts, numbers, summary")
+    place, family, severity, rows, numbers, summary = document
+    is_named = isinstance(place, str) and isinstance(family, str) and type(severity) is int and type(rows) is int
+    _require(is_named, "A trial without names and counts", "two texts and two whole numbers")
+    measured = _unpack(numbers)
+    _require(len(measured) == 4, f"A trial with {len(measured)} numbers", "accuracy and three estimates")
+    _require(isinstance(summary, bytes) and len(summary) % 4 == 0, "A summary that is no float32 bytes", "four bytes a coordinate")
+    accuracy, doc, atc, cbpe = measured
+    return TrialReference(place, family, severity, rows, accuracy, (doc, atc, cbpe), tuple(np.frombuffer(summary, dtype="<f4").tolist()))
+
+
+def _is_exact(numbers: tuple[float, ...]) -> bool:
+    """Finite, and the same as float32."""
+    values = np.array(numbers, dtype=np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool((np.isfinite(values) & (values == values.astype(np.float32))).all())
 
 
 def _pack(numbers: Iterable[float]) -> bytes:

@@ -66,6 +66,16 @@ def test_windows_of_readings(tmp_path):
     assert first == pytest.approx(windows[0], rel=1e-6)
 
 
+@pytest.mark.parametrize("places", [np.arange(N) % 3, np.array([str(index % 3) for index in range(N)])])
+def test_where_the_data_are_from_may_be_said_in_numbers_or_names(tmp_path, places):
+    with open_evaluation(saved(tmp_path / "e.npz", frames=frames(), places=places), manifest()) as found:
+        assert found.places[:4] == ("0", "1", "2", "0")
+    with open_evaluation(saved(tmp_path / "e.npz", windows=np.zeros((N, 4, 2)), places=places), manifest(window=True)) as found:
+        assert found.places[:4] == ("0", "1", "2", "0")
+    with open_evaluation(saved(tmp_path / "e.npz", frames=frames()), manifest()) as found:
+        assert found.places is None
+
+
 @pytest.mark.parametrize(
     ("arrays", "text"),
     [
@@ -81,6 +91,11 @@ def test_windows_of_readings(tmp_path):
         ({"frames": frames(), "labels": np.full(N, -1)}, "Label -1 is no place"),
         ({"frames": frames(), "labels": np.full(N, "cow")}, "'cow' is not among"),
         ({"frames": frames(), "labels": np.full(N, 0.5)}, "'0.5' is not among"),
+        ({"frames": frames(), "places": np.zeros(5, int)}, "5 places for"),
+        ({"frames": frames(), "places": np.arange(N)}, "128 places; wanted at most 40"),
+        ({"frames": frames(), "places": np.full(N, 0.5)}, "Place '0.5'; wanted a whole number, or a name"),
+        ({"frames": frames(), "places": np.full(N, "")}, "Place ''; wanted"),
+        ({"frames": frames(), "places": np.full(N, "x" * 64)}, "Place 'xxx.*1 to 63"),
         ({"pictures": frames()}, "pictures.npy; this model takes frames|takes frames|0 pictures"),
     ],
 )
@@ -166,6 +181,19 @@ def test_a_folder_of_pictures_with_labels(folder, tmp_path):
         assert found.truth[:2] == (0, 1)
         seen = list(found.items)
     assert seen[7][0, 0].tolist() == [7, 0, 200]
+
+
+def test_a_folder_says_in_a_third_field_where_pictures_are_from(folder, tmp_path):
+    lines = [f"sub/{index:03}.png,cat,{'yard' if index < 5 else 'gate'}" for index in range(N)]
+    (folder / "labels.csv").write_text("\n".join(lines))
+    with open_evaluation(packed(folder, tmp_path / "e.zip"), manifest()) as found:
+        assert found.places[4:6] == ("yard", "gate")
+    (folder / "labels.csv").write_text("\n".join([*lines[:-1], f"sub/{N - 1:03}.png,cat"]))
+    with pytest.raises(InvalidError, match="Place ''; wanted"), open_evaluation(packed(folder, tmp_path / "e.zip"), manifest()):
+        pass
+    (folder / "labels.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines))
+    with open_evaluation(packed(folder, tmp_path / "e.zip"), manifest()) as found:
+        assert found.places is None
 
 
 def test_a_folder_without_labels_is_not_labelled(folder, tmp_path):

@@ -1,5 +1,7 @@
 """Which features are watched and what a profile says, from rows made by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -136,6 +138,31 @@ def test_damage_is_told_with_its_error_and_where_it_moves_the_window():
     assert dirt.error > 0.05
     assert profile.accuracy.validated() == {"blur"}
     assert profile.accuracy.epsilon == pytest.approx(blur.error, abs=1e-6)
+
+
+def test_each_place_is_told_alone_as_it_is_and_damaged():
+    data, moved = rows({"image.edges": noise(1)}), rows({"image.edges": noise(1) + 2}, right=0.5)
+    where = tuple("yard" if index % 3 else "gate" for index in range(N))
+    profile, _ = make_profile(replace(data, places=where), made_at_ms=1, damaged={("dirt", 3): replace(moved, places=where)})
+    trials = {(one.place, one.family): one for one in profile.accuracy.trials}
+    assert list(trials) == [("gate", ""), ("yard", ""), ("gate", "dirt"), ("yard", "dirt")]
+    gate = trials["gate", "dirt"]
+    assert (gate.severity, gate.rows, gate.accuracy) == (3, 200, pytest.approx(moved.right[::3].mean()))
+    edges = profile.grid.index("image.edges")
+    assert gate.summary[edges] > trials["gate", ""].summary[edges] + 1
+    alone = counted(replace(data, places=where).of_place("yard"), profile.grid)
+    assert trials["yard", ""].estimates == estimates(alone, profile.grid, profile.accuracy)
+    assert decode_profile(encode_profile(profile)) == profile
+
+
+def test_one_place_or_too_few_rows_of_it_are_no_trial():
+    data = rows({})
+    whole, _ = make_profile(replace(data, places=("yard",) * N), made_at_ms=1)
+    assert whole.accuracy.trials == ()
+    few, _ = make_profile(replace(data, places=("yard",) * (N - 23) + ("gate",) * 23), made_at_ms=1)
+    assert [one.place for one in few.accuracy.trials] == ["yard"]
+    with pytest.raises(ValueError, match="without places"):
+        data.of_place("yard")
 
 
 def test_more_than_twenty_classes_are_the_most_frequent_and_the_others():

@@ -1,6 +1,7 @@
 """Models are profiled by themselves: in a child, with the device's own code; what comes of it travels with the release."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from simulators.task_models import counter_slot, halving_slot, yolo_slot
 
 from agent.slots import SLOT_FILES
 from fleet.registry import profiling, service, store
+from fleet.registry.evaluation import Evaluation
 from fleet.registry.importing import inspect_upload
 from fleet.registry.model import ModelVersion, ReleaseState
 from fleet.registry.profiling import Profiled, make_in_child
@@ -68,6 +70,32 @@ def test_a_model_tells_how_right_it_was_and_how_damage_moves_it(profiled):
     assert worst["dirt"] < worst["jpeg"] - 0.1  # the estimates of one can be believed, those of the other cannot
     assert "dirt" not in accuracy.validated()
     assert "jpeg" in accuracy.validated()
+
+
+def test_data_that_say_where_they_are_from_tell_how_right_the_model_was_at_each_place(some, tmp_path):
+    path = tmp_path / "places.npz"
+    with np.load(some) as kept:
+        np.savez(path, **kept, places=np.arange(COUNT) % 2)
+    folder = model_folder("onnx", "1.0")
+    trials = make_in_child(folder / "model.onnx", manifest_for(folder, "onnx", "1.0"), path).profile.accuracy.trials
+    assert {one.place for one in trials} == {"0", "1"}
+    assert {one.family for one in trials} == {"", "blur", "noise", "dark", "bright", "jpeg", "dirt"}
+    assert {one.rows for one in trials if not one.family} == {65}
+    assert all(one.rows >= 24 for one in trials)
+    dirt = [one.accuracy for one in trials if (one.family, one.severity) == ("dirt", 3)]
+    assert max(dirt) < min(one.accuracy for one in trials if not one.family) - 0.1
+
+
+@pytest.mark.parametrize(
+    ("places", "per_place"),
+    [(None, {None: 192}), (("a",) * 900 + ("b",) * 100, {"a": 96, "b": 96}), (tuple("abcd") * 250, dict.fromkeys("abcd", 64))],
+    ids=["one", "unlike", "many"],
+)
+def test_of_each_place_as_many_frames_are_damaged_as_tell_something_of_it(places, per_place):
+    chosen = profiling._chosen(Evaluation(1000, iter(()), None, places))
+    seen = Counter(places[index] if places else None for index in chosen)
+    assert seen == per_place
+    assert max(chosen) - min(chosen) > 900
 
 
 def test_gray_pictures_are_watched_without_color(profiled):

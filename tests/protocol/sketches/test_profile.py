@@ -15,9 +15,11 @@ from protocol.sketches.grid import MAX_BINS, FeatureGrid, FeatureGroup, Grid
 from protocol.sketches.profile import (
     MAX_FAMILIES,
     MAX_PROFILE_BYTES,
+    MAX_TRIALS,
     AccuracyReference,
     FamilyReference,
     ModelProfile,
+    TrialReference,
     decode_profile,
     encode_profile,
 )
@@ -25,6 +27,7 @@ from protocol.sketches.profile import (
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "sketches" / "profile.1.cbor"
 ACCURACY = plain_profile().accuracy
 assert ACCURACY is not None
+TRIAL = TrialReference("yard", "", 0, 40, 0.9, (0.875, 1 / 3, 0.5), (0.5, -1.25) + (0.0,) * 7)
 
 
 def test_the_bytes_of_format_1_stay_what_they_are():
@@ -35,6 +38,35 @@ def test_the_bytes_of_format_1_stay_what_they_are():
 def test_a_task_without_accuracy_has_a_profile_too():
     profile = replace(plain_profile(), accuracy=None)
     assert decode_profile(encode_profile(profile)) == profile
+
+
+def test_a_profile_says_what_the_model_was_at_each_place():
+    trials = (TRIAL, replace(TRIAL, place="gate"), replace(TRIAL, family="dirt", severity=2, accuracy=0.5))
+    profile = replace(plain_profile(), accuracy=replace(ACCURACY, trials=trials))
+    assert decode_profile(encode_profile(profile)) == profile
+    assert decode_profile(encode_profile(plain_profile())).accuracy.trials == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"place": ""},
+        {"place": "x" * 64},
+        {"family": "x" * 64, "severity": 1},
+        {"severity": 1},
+        {"family": "dirt"},
+        {"rows": 0},
+        {"accuracy": 1.1},
+        {"estimates": (0.5, 0.5)},
+        {"estimates": (0.5, 0.5, float("nan"))},
+        {"summary": (0.1,) * 9},
+        {"summary": (float("inf"),) * 9},
+    ],
+)
+def test_a_trial_that_contradicts_itself_is_refused(change: dict[str, Any]):
+    with pytest.raises(InvalidError) as refused:
+        replace(TRIAL, **change)
+    assert refused.value.code == "bad-profile"
 
 
 def test_a_family_is_validated_when_it_is_right_at_every_severity():
@@ -52,8 +84,9 @@ def test_the_largest_profile_stays_within_its_bytes():
     )
     grid = Grid(features, tuple(map(str, range(20))), 1, 0)
     families = tuple(FamilyReference(f"family {index}", 5, 1 / 3, 1 / 3, (0.5,) * 84) for index in range(MAX_FAMILIES))
+    trials = tuple(TrialReference(f"place {index}", "family", 5, 99, 1 / 3, (1 / 3,) * 3, (0.5,) * 84) for index in range(MAX_TRIALS))
     confusion = tuple(map(tuple, np.full((20, 20), 1 / 20).tolist()))
-    accuracy = AccuracyReference("f0", "f1", 1 / 3, 1 / 3, 1 / 3, 1 / 3, (1 / 3,) * MAX_BINS, confusion, families, 1 / 3)
+    accuracy = AccuracyReference("f0", "f1", 1 / 3, 1 / 3, 1 / 3, 1 / 3, (1 / 3,) * MAX_BINS, confusion, families, 1 / 3, trials)
     counts = replace(empty(grid), rows=2**32, cells=np.tile([0, 0, 2**32] + [0] * MAX_BINS, 32), moments=np.zeros((32, 4), np.int64))
     profile = ModelProfile(grid, counts, accuracy)
     assert decode_profile(encode_profile(profile)) == profile
@@ -77,6 +110,8 @@ def test_the_largest_profile_stays_within_its_bytes():
         {"confusion": ((2.0, 0.0, 0.0), (-1.0, 1.0, 0.0), (0.0, 0.0, 1.0))},
         {"families": ACCURACY.families * 40},
         {"families": (replace(ACCURACY.families[0], shift=(0.5,)),)},
+        {"trials": (TRIAL,) * (MAX_TRIALS + 1)},
+        {"trials": (replace(TRIAL, summary=(0.5,)),)},
     ],
 )
 def test_an_accuracy_that_contradicts_itself_is_refused(change: dict[str, Any]):
@@ -129,6 +164,14 @@ def test_counts_of_another_grid_are_refused():
         ((6, 5), [["x", 1, bytes(8), b""]], "bad-profile"),
         ((6, 5), [["x", 1, bytes(16), b"123"]], "bad-profile"),
         ((6, 5), [["x", 1, bytes(16), b""]], "bad-profile"),
+        ((6, 7), [], "bad-profile"),
+        ((6, 6), {}, "bad-profile"),
+        ((6, 6), [[]], "bad-profile"),
+        ((6, 6), [[1, "", 0, 9, bytes(32), bytes(36)]], "bad-profile"),
+        ((6, 6), [["x", "", 0, 9, bytes(24), bytes(36)]], "bad-profile"),
+        ((6, 6), [["x", "", 0, 9, bytes(32), bytes(35)]], "bad-profile"),
+        ((6, 6), [["x", "", 0, 9, bytes(32), bytes(32)]], "bad-profile"),
+        ((6, 6), [["x", "", 0, 9.5, bytes(32), bytes(36)]], "bad-profile"),
     ],
 )
 def test_bytes_of_something_else_are_refused(path: tuple[int, ...], value: Any, code: str):

@@ -1,0 +1,128 @@
+"""An estimate is believed where the release was right: also at a place that is its own reference, and while an alarm is open."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from simulators.sketches import counts, profile
+
+from fleet.monitoring import accuracy
+from fleet.monitoring.drift_model import Alarm, AlarmState, AlarmSubject, Attribution, Cause, Grade, SubjectKind, Trust
+from fleet.monitoring.tried import MIN_PLACES, likeness, span_of
+from protocol.ids import DEFAULT_TENANT
+from protocol.sketches.counts import Counts
+from protocol.sketches.profile import ModelProfile, TrialReference
+from protocol.sketches.summary import summary
+
+PLACES = [f"place {index}" for index in range(8)]
+ROWS = 2000
+
+
+def rows(seed: int, *, shift: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)) -> Counts:
+    return counts(np.random.default_rng(seed), ROWS, shift=shift)
+
+
+def trial(place: str, its: Counts, *, wrong_by: float = 0.0, family: str = "", severity: int = 0) -> TrialReference:
+    """What the release says of these rows; the truth lies so far below the estimates."""
+    found = accuracy.estimate(profile(), its)
+    three = (found["doc"], found["atc"], found["cbpe"])
+    where = tuple(np.nan_to_num(summary(its, profile().grid)).astype(np.float32).tolist())
+    truth = max(0.0, (min(three) + max(three)) / 2 - wrong_by)
+    return TrialReference(place, family, severity, ROWS, truth, three, where)
+
+
+def tried(*more: TrialReference) -> ModelProfile:
+    """The release was right at eight places that differ in brightness, and under a mild darkness."""
+    trials = [trial(name, rows(index, shift=(0.1 * index - 0.4, 0.0, 0.0, 0.0))) for index, name in enumerate(PLACES)]
+    trials += [
+        trial(name, rows(20 + index, shift=(0.1 * index - 0.9, 0.0, 0.0, 0.0)), family="dark", severity=1)
+        for index, name in enumerate(PLACES)
+    ]
+    made = profile()
+    return replace(made, accuracy=replace(made.accuracy, trials=(*trials, *more)))
+
+
+def looked_at(its: Counts, of: ModelProfile | None = None, alarms=()) -> tuple[Trust, str]:
+    found = accuracy.range_of(of or tried(), its, alarms=alarms, match=None)
+    return found.trust, found.reason
+
+
+@pytest.fixture
+def darkness():
+    now = datetime(2026, 3, 8, 12, tzinfo=UTC)
+    moved = Attribution("image.brightness", "input", "darker", 1e-6, 0.5, -3.0, 0.1, 1.0, 0.5, 0.1)
+    return Alarm(
+        tenant=DEFAULT_TENANT,
+        alarm="al-1",
+        subject=AlarmSubject(SubjectKind.DEVICE, "cam-1", "front", "m"),
+        state=AlarmState.RAISED,
+        cause=Cause.INPUT,
+        grade=Grade.CALIBRATED,
+        grid_id="g",
+        reference_id="r",
+        onset=now,
+        raised_at=now,
+        statistic=60_000.0,
+        threshold=52_560.0,
+        rate=1.0,
+        features=(moved,),
+    )
+
+
+def test_a_window_like_those_of_the_release_is_trusted():
+    assert looked_at(rows(50))[0] is Trust.TRUSTED
+    assert looked_at(rows(51, shift=(-0.5, 0.0, 0.0, 0.0)))[0] is Trust.TRUSTED
+
+
+def test_an_alarm_on_what_was_tried_and_estimated_right_does_not_forbid_the_estimate(darkness):
+    trust, reason = looked_at(rows(52, shift=(-0.8, 0.0, 0.0, 0.0)), alarms=[darkness])
+    assert trust is Trust.MATCHED
+    assert reason.startswith("The input moved within what was tried at release, where estimates were right; nearest is place")
+    assert reason.endswith("under dark.")
+
+
+def test_a_place_where_the_model_is_less_sure_is_not_trusted_although_no_alarm_is_open():
+    trust, reason = looked_at(rows(53, shift=(0.0, 0.0, 0.0, -1.5)))
+    assert trust is Trust.NOT_TRUSTED
+    assert "less sure" in reason
+
+
+def test_a_place_where_other_answers_are_given_is_not_trusted_although_the_model_is_sure():
+    its = rows(54, shift=(0.0, 0.0, 0.0, 0.3))
+    everything = np.array([its.classes.sum(), 0, 0])
+    trust, reason = looked_at(replace(its, classes=everything))
+    assert trust is Trust.NOT_TRUSTED
+    assert "other answers" in reason
+
+
+def test_what_looks_like_nothing_that_was_tried_is_not_trusted():
+    trust, reason = looked_at(rows(55, shift=(6.0, -6.0, 0.0, 0.0)))
+    assert trust is Trust.NOT_TRUSTED
+    assert "like nothing that was tried" in reason
+
+
+def test_trials_with_wrong_estimates_do_not_widen_the_span():
+    unsure = rows(56, shift=(0.0, 0.0, 0.0, -1.5))
+    dirt = [trial("place 3", unsure, wrong_by=wrong_by, family="dirt", severity=1) for wrong_by in (0.3, 0.2)]
+    assert looked_at(unsure, tried(*dirt))[0] is Trust.NOT_TRUSTED
+    right = [trial(name, unsure, family="dirt", severity=1) for name in PLACES]
+    assert looked_at(unsure, tried(*right))[0] is Trust.TRUSTED
+
+
+def test_few_places_or_none_where_the_release_was_right_tell_nothing():
+    made = tried()
+    few = tuple(one for one in made.accuracy.trials if one.place in PLACES[: MIN_PLACES - 1])
+    assert span_of(replace(made, accuracy=replace(made.accuracy, trials=few))) is None
+    wrong = tuple(replace(one, accuracy=0.2) for one in made.accuracy.trials)
+    assert span_of(replace(made, accuracy=replace(made.accuracy, trials=wrong))) is None
+    assert span_of(profile()) is None
+    assert span_of(replace(made, accuracy=None)) is None
+
+
+def test_chance_in_few_answers_is_not_taken_for_another_place():
+    made = tried()
+    span = span_of(made)
+    estimates = made.accuracy.trials[0].estimates
+    outside = [likeness(span, made, counts(np.random.default_rng(60 + seed), 40), estimates).outside for seed in range(40)]
+    assert sum("other answers" in one for one in outside) <= 4
