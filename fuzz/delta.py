@@ -112,6 +112,19 @@ def skeleton(data: bytes) -> None:
     _is_refused(base)
 
 
+def gaps(data: bytes) -> None:
+    """As `streams`, behind new bytes for gaps: {u8 base, u8 length, table of gaps, u16 length, bytes}."""
+    base, cut = BASES[data[0] % len(BASES)], 2 + data[1]
+    end = cut + 2 + int.from_bytes(data[cut : cut + 2], "big")
+    table, made = data[2:cut], data[cut + 2 : end]
+    packed = zstandard.ZstdCompressor().compress(made)
+    header = dataclasses.replace(
+        base.header, table_raw=len(table), table_packed=len(table), skeleton_raw=len(made), skeleton_packed=len(packed)
+    )
+    _write(header, table + packed + data[end:])
+    _is_refused(base)
+
+
 def scan(data: bytes) -> None:
     """A model file, from the first byte after the method."""
     method = (Method.ONNX, Method.TFLITE)[data[0] & 1]
@@ -159,7 +172,7 @@ def _is_refused(base: Base) -> bool:
     return False
 
 
-DOORS: dict[int, Callable[[bytes], None]] = dict(enumerate((container, frames, streams, skeleton, scan)))
+DOORS: dict[int, Callable[[bytes], None]] = dict(enumerate((container, frames, streams, skeleton, scan, gaps)))
 
 
 def run(data: bytes) -> None:

@@ -285,6 +285,8 @@ def deltas(folder: Path) -> dict[str, bytes]:
         parts = delta_tensors.build(method, old, newer)
         streams = _with_plain_plan(parts.streams)
         seeds[f"streams-{index}"] = bytes([2, index]) + streams
+        seeds[f"packed-{index}"] = bytes([2, index]) + _with_plain_plan(delta_tensors.build(method, old, newer, is_packed=True).streams)
+        seeds[f"gaps-{index}"] = bytes([5, index, 2, 0, 3]) + b"\x00\x03" + b"abc" + streams
         edits = _edits_between(_skeleton(old, method), _skeleton(newer, method)) if parts.skeleton else b""
         seeds[f"skeleton-{index}"] = bytes([3, index]) + len(edits).to_bytes(2, "big") + edits + streams
         out = folder / "delta"

@@ -35,7 +35,7 @@ from protocol.delta.plan import (
     UNCHANGED,
     NumberClass,
     kinds_with_classes,
-    role_of,
+    roles_of,
 )
 from protocol.delta.tensors import DTYPES, Kind, Scan, skeleton_of, table_of, varint
 
@@ -71,16 +71,19 @@ class _Tensor:
     fine: Array | None
 
 
-def build(method: Method, old: Path, new: Path) -> Parts:
-    """The tensor-wise delta. Raises: UnknownModelError when a file cannot be taken apart."""
+def build(method: Method, old: Path, new: Path, *, is_packed: bool | None = None) -> Parts:
+    """The tensor-wise delta; `is_packed` says whether corrections of 8 bits are packed (None: where that pays).
+
+    Raises: UnknownModelError when a file cannot be taken apart.
+    """
     old_file, new_file = Mapped(old), Mapped(new)
     try:
-        builder = _Builder(method, old_file, new_file)
+        builder = _Builder(method, old_file, new_file, is_packed=is_packed)
         made = builder.build()
         if not builder.expecting.kept:
             return made
         # what drifts save is known at the end only, and they go with values on new scales
-        other = _Builder(method, old_file, new_file, may_keep=False).build()
+        other = _Builder(method, old_file, new_file, is_packed=is_packed, may_keep=False).build()
         return min(made, other, key=lambda one: one.size)
     finally:
         old_file.close()
@@ -88,8 +91,8 @@ def build(method: Method, old: Path, new: Path) -> Parts:
 
 
 class _Builder:
-    def __init__(self, method: Method, old_file: Mapped, new_file: Mapped, *, may_keep: bool = True) -> None:
-        self.may_keep = may_keep
+    def __init__(self, method: Method, old_file: Mapped, new_file: Mapped, *, is_packed: bool | None, may_keep: bool = True) -> None:
+        self.may_keep, self.is_packed = may_keep, is_packed
         self.old = OldModel(method, old_file)
         self.data = bytes(new_file.data)
         scan = scan_model(method, self.data)
@@ -275,14 +278,15 @@ class _Builder:
         """The choice with its numbers packed, where that costs little more: the device decodes them several times as fast."""
         indices = {one.index for one in group}
         group = [one for one in coded if one.index in indices]
-        if not _LEAST_PACKED <= sum(len(one.numbers) for one in group) <= MAX_PACKED_VALUES:
+        total = sum(len(one.numbers) for one in group)
+        if self.is_packed is False or total > MAX_PACKED_VALUES or (self.is_packed is None and total < _LEAST_PACKED):
             return choice
         whole = choice if choice.ids is None else fit_rows(_samples(group), [0] * len(group))
         order = sorted(range(len(group)), key=lambda place: (whole.chosen[place], self.scan.tensors[group[place].index].kind, place))
         members = [[group[place] for place in order if whole.chosen[place] == number] for number in range(len(whole.classes))]
         levels = whole.classes[0].number_class.levels
         made = pack_classes([[(one.numbers, one.fine) for one in member] for member in members], levels)
-        if 8 * len(made.frames) > choice.cost * (1 + _PACKED_SHARE):
+        if self.is_packed is None and 8 * len(made.frames) > choice.cost * (1 + _PACKED_SHARE):
             return choice
         self.packing = len(made.frames).to_bytes(4, "little") + made.raw.to_bytes(4, "little") + made.frames
         classes = [Fitted(NumberClass(levels, b"", b"", b"", ways=ways), 0.0, np.empty(0)) for ways in made.ways]
@@ -351,7 +355,7 @@ class _Builder:
         made = [varint(len(self.classes)), *map(_class_bytes, self.classes), varint(self.row_numbers)]
         if self.row_numbers < len(self.classes):
             made.append(varint(self.first_row))
-        roles = [role_of(index, tensor, self.scan.links) for index, tensor in enumerate(self.scan.tensors)]
+        roles = roles_of(self.scan.tensors, self.scan.links)
         usual = {}
         for role in sorted(set(roles)):
             told = [how for how, other in zip(self.told, roles, strict=True) if other == role]

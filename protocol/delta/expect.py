@@ -11,7 +11,7 @@ from protocol.delta.entropy import Array
 from protocol.delta.errors import DeltaError
 from protocol.delta.files import Mapped
 from protocol.delta.onnx import scan_onnx, varying_values
-from protocol.delta.tensors import DTYPES, FLOAT_KINDS, SMALL_KINDS, WIDTHS, Kind, Scan, Tensor, skeleton_of
+from protocol.delta.tensors import DTYPES, FLOAT_KINDS, WIDTHS, Kind, Scan, Tensor, skeleton_of
 from protocol.delta.tflite import scan_tflite
 
 #: The ratio of scales that did not change.

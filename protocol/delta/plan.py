@@ -178,10 +178,13 @@ class Reader:
             raise DeltaError("Bytes follow the plan of the delta.")
 
 
-def role_of(index: int, tensor: Tensor, links: Links) -> int:
-    """A number for tensors that are usually told alike."""
-    is_linked = index in links.product_of or index in links.scale_of
-    return tensor.kind * 8 + is_linked * 4 + (tensor.varying is not None) * 2 + (tensor.count > 1)
+def roles_of(tensors: Sequence[Tensor], links: Links) -> list[int]:
+    """A number for each tensor: those with the same are usually told alike."""
+    linked = links.product_of.keys() | links.scale_of.keys()
+    return [
+        tensor.kind * 8 + (4 if index in linked else 0) + (2 if tensor.varying else 0) + (1 if tensor.count > 1 else 0)
+        for index, tensor in enumerate(tensors)
+    ]
 
 
 def read_plan(data: bytes, tensors: Sequence[Tensor], links: Links) -> Plan:
@@ -195,7 +198,7 @@ def read_plan(data: bytes, tensors: Sequence[Tensor], links: Links) -> Plan:
     row_numbers = reader.number(len(classes))
     first_row_class = reader.number(len(classes)) if row_numbers < len(classes) else len(classes)
     most = FIRST_CLASS + len(classes)
-    roles = [role_of(index, tensor, links) for index, tensor in enumerate(tensors)]
+    roles = roles_of(tensors, links)
     usual = {role: reader.number(most) for role in sorted(set(roles))}
     told = [usual[role] for role in roles]
     at = -1

@@ -50,8 +50,8 @@ from protocol.delta.tensors import (
 )
 from protocol.delta.tflite import Gapped, scan_tflite
 
-#: glibc maps blocks from a size on, and gives free memory back, so that each use costs page faults (0.2 ms for 100 of them); it does so from
-#: the largest mapped block on that was freed. This one is never touched.
+#: glibc maps blocks from a size on and gives free memory back, so that using it again costs page faults (0.2 ms for 100 of them). The size
+#: is that of the largest mapped block that was freed: this one, which is never touched.
 np.empty(4 << 20, np.uint8)
 
 

@@ -1,0 +1,218 @@
+"""Corrections packed several to a byte, and gaps with other bytes: what comes back, and what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import delta_models as models
+import numpy as np
+import onnx
+import pytest
+import zstandard
+
+from fleet.registry import delta_tensors
+from fleet.registry.delta_encoder import encode
+from fleet.registry.delta_packing import pack_classes
+from protocol.canonical import digest_of
+from protocol.delta import frames, packed, rebuild
+from protocol.delta.container import HEADER_BYTES, Header, Method
+from protocol.delta.decoder import apply
+from protocol.delta.errors import DeltaError
+from protocol.delta.tensors import varint
+
+LIMIT = 1 << 24
+
+
+def classes(levels: int) -> list[list[tuple[np.ndarray, np.ndarray | None]]]:
+    """Two classes of two tensors each: small corrections, the largest and the smallest, and one expected from nothing finer."""
+    random = np.random.default_rng(levels)
+    made = []
+    for spread in (0.4, 3.0):
+        numbers = [np.rint(random.normal(0, spread, count)).astype(np.int64) for count in (1001, 64)]
+        numbers[0][:4] = 127, -128, 100, -7
+        made.append([(numbers[0], random.integers(0, 1 << 12, 1001).astype(np.uint16)), (numbers[1], None)])
+    return made
+
+
+def unpacked(data: bytes, of_classes: list[list[tuple[np.ndarray, np.ndarray | None]]], levels: int, ways: list[bytes]) -> np.ndarray:
+    """What the decoder makes of it, as whole numbers."""
+    told = [one for tensors in of_classes for one in tensors]
+    marks = [packed.mirrored(fine, levels) for _, fine in told]
+    contexts, signs = (
+        np.concatenate([np.broadcast_to(np.uint8(mark[part]), len(one)) for mark, (one, _) in zip(marks, told, strict=True)])
+        for part in (0, 1)
+    )
+    runs = [(sum(len(one) for one, _ in tensors), of) for tensors, of in zip(of_classes, ways, strict=True)]
+    values = packed.unpack(data, contexts, runs)
+    return ((values ^ signs) - signs).view(np.int8)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 4, 8, 16])
+def test_packed_corrections_come_back(levels):
+    of_classes = classes(levels)
+    made = pack_classes(of_classes, levels)
+    data = frames.decode_all(memoryview(made.frames), made.raw, window_log=20)
+    wanted = np.concatenate([numbers for tensors in of_classes for numbers, _ in tensors])
+    assert np.array_equal(unpacked(data, of_classes, levels, made.ways), wanted)
+
+
+@pytest.mark.parametrize("way", range(len(packed.WAYS)))
+def test_each_way_tells_its_digits_and_lets_the_others_escape(way):
+    values = np.arange(-128, 128)
+    is_told = packed.is_told(values, way)
+    data = packed.pack(values, way) + values[~is_told].astype(np.uint8).tobytes()
+    assert is_told.sum() == packed.WAYS[way][1] - 1
+    made = packed.unpack(data, np.zeros(256, np.uint8), [(256, bytes([way]))])
+    assert np.array_equal(made.view(np.int8), values)
+
+
+def test_packed_corrections_that_are_cut_or_too_many_are_refused():
+    of_classes = classes(4)
+    made = pack_classes(of_classes, 4)
+    data = frames.decode_all(memoryview(made.frames), made.raw, window_log=20)
+    for damaged in (data[:-1], data[:5], b"", data + b"\0"):
+        with pytest.raises(DeltaError, match="packed values"):
+            unpacked(damaged, of_classes, 4, made.ways)
+    for raw in (made.raw - 1, made.raw + 1, 0):
+        with pytest.raises(DeltaError, match="zstd frames hold"):
+            frames.decode_all(memoryview(made.frames), raw, window_log=20)
+    for damaged in (b"\0" + made.frames[1:], made.frames[:-1], made.frames[:30]):
+        with pytest.raises(DeltaError, match="zstd frame"):
+            frames.decode_all(memoryview(damaged), made.raw, window_log=20)
+    settings = zstandard.ZstdCompressionParameters.from_level(1, window_log=24, write_content_size=False)
+    wide = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    with pytest.raises(DeltaError, match="zstd frame"):
+        frames.decode_all(memoryview(wide.compress(b"x") + wide.flush()), 1, window_log=20)
+
+
+def written(folder: Path, old: bytes, new: bytes, parts: delta_tensors.Parts) -> tuple[Path, Path]:
+    """The old file and a delta of these parts."""
+    header = Header(
+        method=Method.ONNX,
+        window_log=23,
+        old_bytes=len(old),
+        new_bytes=len(new),
+        old_sha256=digest_of(old),
+        new_sha256=digest_of(new),
+        memory_kib=1,
+        table_raw=parts.table_raw,
+        table_packed=len(parts.table),
+        skeleton_raw=parts.skeleton_raw,
+        skeleton_packed=len(parts.skeleton),
+    )
+    (folder / "old").write_bytes(old)
+    (folder / "delta").write_bytes(header.pack() + parts.table + parts.skeleton + parts.streams)
+    return folder / "old", folder / "delta"
+
+
+def built(folder: Path, old: bytes, new: bytes, *, is_packed: bool | None = None) -> delta_tensors.Parts:
+    (folder / "before").write_bytes(old)
+    (folder / "after").write_bytes(new)
+    return delta_tensors.build(Method.ONNX, folder / "before", folder / "after", is_packed=is_packed)
+
+
+def with_numbered_scales(data: bytes) -> bytes:
+    """The model with all scales but the first written as numbers before their names, not as raw bytes behind them."""
+    model = onnx.load_from_string(data)
+    for tensor in list(model.graph.initializer)[1:]:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            values = onnx.numpy_helper.to_array(tensor).ravel().tolist()
+            tensor.ClearField("raw_data")
+            tensor.float_data.extend(values)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+@pytest.fixture
+def models_of() -> tuple[bytes, bytes]:
+    old = models.weights(channels=24)
+    return models.onnx_bytes(old), models.onnx_bytes(models.tuned(old))
+
+
+def test_a_model_of_many_weights_is_packed_and_rebuilt(tmp_path: Path):
+    old = models.weights(channels=640)
+    before, after = models.onnx_bytes(old), models.onnx_bytes(models.tuned(old))
+    (tmp_path / "old").write_bytes(before)
+    (tmp_path / "new").write_bytes(after)
+    encode(tmp_path / "old", tmp_path / "new", tmp_path / "delta")
+    data = memoryview((tmp_path / "delta").read_bytes())
+    assert Header.parse(data).method is Method.ONNX
+    assert len(rebuild.Streams.parse(data[HEADER_BYTES:]).frames) > 1000, "packed corrections follow the raw bits"
+    apply(tmp_path / "delta", tmp_path / "old", tmp_path / "out", max_new_bytes=LIMIT)
+    assert (tmp_path / "out").read_bytes() == after
+
+
+@pytest.mark.parametrize("change", [models.tuned, models.normalized, models.new_head])
+def test_packed_models_are_rebuilt_bit_by_bit(tmp_path: Path, change):
+    old = models.weights()
+    before, after = models.onnx_bytes(old), models.onnx_bytes(change(old))
+    base, delta = written(tmp_path, before, after, built(tmp_path, before, after, is_packed=True))
+    apply(delta, base, tmp_path / "out", max_new_bytes=LIMIT)
+    assert (tmp_path / "out").read_bytes() == after
+
+
+def test_every_damage_of_a_packed_delta_is_refused_and_leaves_no_file(tmp_path: Path, models_of):
+    before, after = models_of
+    base, delta = written(tmp_path, before, after, built(tmp_path, before, after, is_packed=True))
+    data = delta.read_bytes()
+    random = np.random.default_rng(1)
+    for place in sorted({*range(HEADER_BYTES, HEADER_BYTES + 60), *random.integers(HEADER_BYTES, len(data), 60).tolist()}):
+        changed = bytearray(data)
+        changed[place] ^= 1 << int(random.integers(8))
+        delta.write_bytes(changed)
+        try:
+            apply(delta, base, tmp_path / "out", max_new_bytes=LIMIT)
+        except DeltaError:
+            assert not (tmp_path / "out").exists(), place
+            continue
+        assert (tmp_path / "out").read_bytes() == after, "what fills a last byte may be anything"
+        (tmp_path / "out").unlink()
+
+
+def test_values_that_moved_in_their_field_are_told_by_gaps(tmp_path: Path):
+    old = models.weights(channels=24)
+    before, after = with_numbered_scales(models.onnx_bytes(old, raw_scalars=True)), models.onnx_bytes(models.tuned(old), raw_scalars=True)
+    parts = built(tmp_path, before, after)
+    assert parts.table_raw == len(parts.table) > 0
+    assert parts.skeleton_raw < len(after) // 2
+    base, delta = written(tmp_path, before, after, parts)
+    apply(delta, base, tmp_path / "out", max_new_bytes=LIMIT)
+    assert (tmp_path / "out").read_bytes() == after
+
+
+def gap_table(*gaps: tuple[int, int]) -> bytes:
+    return b"".join(varint(gap) + varint(size) for gap, size in gaps)
+
+
+@pytest.mark.parametrize(
+    ("table", "raw", "words"),
+    [
+        (gap_table((200, 3)), 3, "at most"),
+        (gap_table((0, 1), (0, 1), (13, 1)), 3, "not there|at most|lengths"),
+        (gap_table((1, 3)), 4, "do not take"),
+        (gap_table((1, 9)), 3, "at most"),
+        (b"\x01", 3, "cut"),
+        (b"\xff" * 9, 3, "cut"),
+    ],
+)
+def test_gaps_that_are_not_there_are_refused(tmp_path: Path, models_of, table, raw, words):
+    before, _ = models_of
+    packed_ = zstandard.ZstdCompressor().compress(b"x" * raw)
+    parts = built(tmp_path, before, models_of[1])
+    base, delta = written(
+        tmp_path, before, models_of[1], replace(parts, table_raw=len(table), table=table, skeleton_raw=raw, skeleton=packed_)
+    )
+    with pytest.raises(DeltaError, match=words):
+        apply(delta, base, tmp_path / "out", max_new_bytes=LIMIT)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gap_before_a_value_of_varying_length_is_not_told(tmp_path: Path, models_of):
+    before, after = models_of
+    scan = rebuild.scan_onnx(before)
+    place = next(index for index, tensor in enumerate(scan.tensors) if tensor.varying and index)
+    parts = built(tmp_path, before, after)
+    made = zstandard.ZstdCompressor().compress(b"xyz")
+    base, delta = written(
+        tmp_path, before, after, replace(parts, table_raw=2, table=gap_table((place - 1, 3)), skeleton_raw=3, skeleton=made)
+    )
+    with pytest.raises(DeltaError, match="lengths which values move"):
+        apply(delta, base, tmp_path / "out", max_new_bytes=LIMIT)
