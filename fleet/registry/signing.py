@@ -183,7 +183,7 @@ def ceremony_text(data_dir: Path, passphrase: str | None) -> str:
             "Better: give root and targets to three people, two of whom must sign. Each makes a key on a machine of his own; then here:",
             "",
             "    mooring keys new --role image-root --out NAME.pem",
-            "    mooring keys root init --repository image --threshold 2 A.pub B.pub C.pub --out request.json",
+            f"    mooring keys root init --data {data_dir} --repository image --threshold 2 A.pub B.pub C.pub --out request.json",
             "",
             "docs/operations/keys.md tells it step by step. Sign releases with: mooring release sign LINE VERSION --key FILE",
         )

@@ -79,6 +79,7 @@ def test_the_ceremony_says_what_to_do(folders):
     assert "abc-def" in text
     assert "WARNING" in text
     assert f"cp -a {folders.offline}" in text
+    assert f"keys root init --data {folders.data_dir} " in text, "the commands name the folder of this server"
     assert "Never use this folder" in ceremony_text(folders.data_dir, None)
 
 
