@@ -71,15 +71,6 @@ class Verdict:
     crossing: Crossing | None
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What all windows led to."""
-
-    evidence: Evidence
-    #: With the evidence as it was then: what the onset is found in.
-    crossings: tuple[tuple[Crossing, Evidence], ...]
-
-
 # --- scores ---
 
 
@@ -126,26 +117,6 @@ def is_verified(window: SketchWindow, reference: DeviceReference, grid: Grid) ->
 
 
 # --- evidence ---
-
-
-def settle(evidence: Evidence | None, plan: Plan, rate: float, scored: Scored, *, start: int, until: int, is_open: bool) -> Settled:
-    """The evidence after these sub-windows (see `judge`) and what crossed: the first time where no alarm is open, and at the end.
-
-    Evidence begins anew behind a crossing. While an alarm is open it is looked at once, at sub-window `until`: what crossed by then
-    begins anew there, so that it always speaks of what is new, and falls when the change is over.
-    """
-    verdict = judge(evidence, plan, rate, scored, start=start, is_stopping=not is_open)
-    crossings: tuple[tuple[Crossing, Evidence], ...] = ()
-    if verdict.crossing is not None:
-        after = verdict.crossing.w0 + 1
-        crossings = ((verdict.crossing, verdict.evidence),)
-        begun = verdict.evidence.restarted(after)
-        verdict = judge(begun, plan, rate, scored, start=max(start, after), is_stopping=False)
-    pairs = zip(plan.detectors, verdict.evidence.states, plan.thresholds(rate), strict=True)
-    again = [Crossing(detector.name, until - 1, state.value, limit) for detector, state, limit in pairs if state.value >= limit]
-    if again:
-        return Settled(verdict.evidence.restarted(until), (*crossings, (again[0], verdict.evidence)))
-    return Settled(verdict.evidence, crossings)
 
 
 def judge(evidence: Evidence | None, plan: Plan, rate: float, scored: Scored, *, start: int, is_stopping: bool = True) -> Verdict:
@@ -220,11 +191,6 @@ def list_by_e_values(evidence: Mapping[int, float], *, alpha: float = ALPHA) -> 
     order = sorted(evidence, key=lambda key: (-evidence[key], key))
     most = max((k for k, key in enumerate(order, 1) if evidence[key] >= len(order) / (k * alpha)), default=0)
     return frozenset(order[:most])
-
-
-def group_mean(residuals: DoubleArray) -> DoubleArray:
-    """The mean over members of what each differs from its own reference by: float64[d] of float64[n, d]; NaN counts as no difference."""
-    return np.asarray(np.nan_to_num(residuals, nan=0.0).mean(axis=0), dtype=np.float64)
 
 
 def peer_residuals(residuals: DoubleArray) -> DoubleArray:
