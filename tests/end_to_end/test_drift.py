@@ -1,8 +1,9 @@
 """From rows to an alarm and back: the device's own watch, its outbox and its twin, and the server's ingest, check and alarms. Seeded."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from simulators.drift_rows import MODEL
@@ -48,9 +49,9 @@ def site(tmp_path: Path) -> Iterator[Site]:
     made.store.close()
 
 
-def carry(site: Site, database: Database) -> int:
+def carry(site: Site, database: Database, *, order: Callable[[list[Any]], Iterable[Any]] = list) -> int:
     """What broker and server do: bring the outbox to ingest, judge, and acknowledge; returns how many rows the device let go."""
-    rows = [row for row in site.store.next_batch(500) if row.stream in ("sketch", "event")]
+    rows = list(order([row for row in site.store.next_batch(500) if row.stream in ("sketch", "event")]))
     batch = [
         Incoming(device_topic(DEFAULT_TENANT, CAM, row.stream, *row.levels), row.payload, 1, False, number, 1)
         for number, row in enumerate(rows)
@@ -107,6 +108,31 @@ def test_a_darker_world_becomes_one_alarm_that_somebody_takes_and_then_a_new_nor
     hear(site, database)
     assert (site.told().grade, site.told().state) == ("collecting", "ok")
     assert drift_service.list_alarms(database, DEFAULT_TENANT, states=[AlarmState.RAISED, AlarmState.ACKNOWLEDGED]) == []
+
+
+def test_a_little_darker_is_seen_in_the_mean_of_hours_and_confirmed_from_its_stretch_though_it_arrives_in_any_order(
+    site: Site, database: Database
+):
+    with database.transaction() as tx:
+        profile = (site.folder / "slot" / FILE_NAME).read_bytes()
+        drift_learning.add_profile(tx, DEFAULT_TENANT, profile, model=MODEL, line="pets", version="1.0", now=site.clock.now())
+    site.one_window()
+    carry(site, database)
+    site.world.shift, hours = -0.6, 0
+    while site.told().state == "ok":
+        site.run(600)
+        hours += 1 / 6
+        assert hours < 8
+    assert site.told().stretch > 1
+    rows = [row for row in site.store.next_batch(500) if row.stream == "sketch"]
+    assert len(rows) >= site.told().stretch * 4 // 5
+    carry(site, database, order=reversed)
+    (alarm,) = drift_service.list_alarms(database, DEFAULT_TENANT)
+    assert (alarm.state, alarm.threshold) == (AlarmState.RAISED, 52_560)
+    assert len(alarm.evidence) > 1
+    assert alarm.features
+    assert ", seen in the " in alarm.words
+    assert drift_reading.device_overview(database, DEFAULT_TENANT)[0].state.conditions == {}
 
 
 def test_every_hour_reaches_the_server_once_whatever_is_lost_on_the_way(site: Site, database: Database):
