@@ -5,6 +5,7 @@ without a reference profile never pays for it.
 """
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -125,6 +126,8 @@ class DriftDesk:
 
     def _opened(self) -> "DriftWatch":
         if self._watch is None:
+            # cores are for inference, and threads of numpy wait for each other by turning: on a busy machine a fit took eight times as much
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
             from agent.drift.watching import DriftWatch  # brings numpy
 
             self._watch = DriftWatch(self._store, clock=self._clock, device=self._device, source=self._source)

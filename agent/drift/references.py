@@ -142,17 +142,17 @@ def evidence_drafts(store: DriftStore, watched: Watched, row: SubWindowRow, refe
 
 def summaries(store: DriftStore, subject: Subject, grid: Grid, *, since: int, until: int) -> tuple[Any, Any, list[int]]:
     """Summary vectors of clean sub-windows, their places and rows; read a day at a time, so that memory stays small."""
-    vectors, places, rows = [], [], []
-    clean = store.clean_places(subject, since=since)
-    for day in sorted({w0 // SUBWINDOWS_PER_DAY for w0 in clean if w0 < until}):
+    clean = [w0 for w0 in store.clean_places(subject, since=since) if w0 < until]
+    vectors = np.empty((len(clean), summarizer(grid).dimensions))
+    places, rows = list[int](), list[int]()
+    for day in sorted({w0 // SUBWINDOWS_PER_DAY for w0 in clean}):
         begin, end = day * SUBWINDOWS_PER_DAY, (day + 1) * SUBWINDOWS_PER_DAY
         for row in store.history(subject, since=max(since, begin), until=min(until, end)):
-            if row.flags & (Flag.TESTABLE | Flag.IN_ALARM) == Flag.TESTABLE:
-                vectors.append(summary(decode(row.body, grid).counts, grid))
+            if row.flags & (Flag.TESTABLE | Flag.IN_ALARM) == Flag.TESTABLE and len(places) < len(clean):
+                vectors[len(places)] = summary(decode(row.body, grid).counts, grid)
                 places.append(row.w0)
                 rows.append(row.rows)
-    width = len(vectors[0]) if vectors else 0
-    return np.array(vectors, np.float64).reshape(len(vectors), width), np.array(places, np.int64), rows
+    return vectors[: len(places)], np.array(places, np.int64), rows
 
 
 def latest(checks: Iterable[CheckRow], pipeline: str) -> Subject | None:

@@ -49,7 +49,7 @@ TAIL_SCORES = 512
 #: Most of each that a reference may bring; longest stretch in rows; letters of a name.
 MAX_LOOKS, MAX_MODES, MAX_STRETCH, MAX_NAME = 8, 8, 144, 32
 #: Rows whose distance from all modes is computed at once: memory stays small.
-_CHUNK = 512
+_CHUNK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +336,9 @@ def _clouds(summaries: DoubleArray, label: IntArray, deviation: DoubleArray, *, 
     parts = [summaries[label == mode] / deviation for mode in np.unique(label)]
     parts = [part for part in parts if len(part) >= 2]
     means = [part.mean(axis=0) for part in parts]
-    squares = [(part - mean).T @ (part - mean) for part, mean in zip(parts, means, strict=True)]
+    for part, mean in zip(parts, means, strict=True):
+        np.subtract(part, mean, out=part)  # in place: a device has little memory
+    squares = [part.T @ part for part in parts]
     common = sum(squares, start=np.zeros((d, d))) / n
     common += _RIDGE * max(float(np.trace(common)) / d, DEVIATION_FLOOR) * np.eye(d)
     least = (floor / deviation) ** 2

@@ -222,33 +222,40 @@ def fit_reference(
         )
     places = np.arange(summaries.shape[1]) if coordinates is None else coordinates
     used = np.isin(w0s // SUBWINDOWS_PER_DAY, days[:CALIBRATED_DAYS])
-    rows, usual = _known(summaries[used])
-    consecutive, at = _consecutive(rows, w0s[used], per_day)
+    w0s = w0s[used]
+    consecutive, at = _consecutive(summaries[used], w0s, per_day)
+    usual = _fill(consecutive)
     wanted = affordable(looks, places, grid)
     fitted = fit_looks(consecutive, grid, looks=wanted, coordinates=places, per_day=per_day, floor=floor)
     return DeviceReference(
         grid_id=grid.grid_id,
         model=model,
         grade=Grade.PROVISIONAL if is_recorded else grade,
-        subwindows=choose_block(fitted[0].scores(consecutive)[at], w0s[used], is_indoor=is_indoor),
+        subwindows=choose_block(fitted[0].scores(consecutive)[at], w0s, is_indoor=is_indoor),
         coordinates=places,
         usual=usual,
         looks=fitted,
-        first_w0=int(w0s[used].min()),
-        last_w0=int(w0s[used].max()) + SUBWINDOWS_PER_DAY // per_day - 1,
-        windows=int(used.sum()),
+        first_w0=int(w0s.min()),
+        last_w0=int(w0s.max()) + SUBWINDOWS_PER_DAY // per_day - 1,
+        windows=len(w0s),
         is_recorded=is_recorded,
         per_day=per_day,
     )
 
 
-def _known(summaries: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
-    """The rows with the mean in place of what is not known, and the means as float32; a coordinate that is never known is 0 and NaN."""
-    is_known = ~np.isnan(summaries)
-    numbers = is_known.sum(axis=0)
-    means = np.where(is_known, summaries, 0.0).sum(axis=0) / np.maximum(numbers, 1)
+def _fill(rows: DoubleArray) -> DoubleArray:
+    """Put the mean in place of what is not known in rows that know something, and return the means as float32 has them, float64[k].
+
+    A coordinate that is never known becomes 0; its mean is NaN.
+    """
+    is_unknown = np.isnan(rows)
+    numbers = (~is_unknown).sum(axis=0)
+    means = np.nansum(rows, axis=0) / np.maximum(numbers, 1)
     usual = np.where(numbers > 0, means.astype(np.float32).astype(np.float64), np.nan)
-    return np.where(is_known, summaries, np.nan_to_num(usual)), usual
+    is_unknown[is_unknown.all(axis=1)] = False
+    at = np.nonzero(is_unknown)
+    rows[at] = np.nan_to_num(usual)[at[1]]
+    return usual
 
 
 def _consecutive(summaries: DoubleArray, w0s: IntArray, per_day: int) -> tuple[DoubleArray, IntArray]:
