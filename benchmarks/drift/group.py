@@ -4,12 +4,13 @@ By the server's own code, as it would run: four weeks for the references of the 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.drift.fleet import camera, grid
+from benchmarks.drift.kept import kept
 from benchmarks.drift.trial import HORIZON, PURPOSES, REFERENCE_DAYS, Device, alarms, cases, delay
 from benchmarks.drift.world import WINDOWS, course, weather
 from fleet.monitoring.group_looks import GROUP_LOOKS, HOURS_PER_DAY, Member, member_of, merged
@@ -19,11 +20,19 @@ from protocol.sketches.reference import DeviceReference, fit_reference
 
 Doubles = npt.NDArray[np.float64]
 MEMBERS, CLEAN_DAYS = 12, 120
+#: The first site of the test: earlier seeds were seen while groups were judged otherwise.
+FIRST_TEST = 200
 #: Of the devices, then of the group.
 LEARNING_DAYS = 2 * REFERENCE_DAYS
 #: Windows of an hour.
 HOUR = 6
 _MODEL = bytes(16)
+#: Code that decides what a group sees.
+_SOURCES = (
+    "benchmarks/drift/group.py",
+    "fleet/monitoring/group_looks.py",
+    *(f"protocol/sketches/{name}.py" for name in ("looks", "reference", "scatter", "tail")),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,18 @@ class _Member(Device):
     def onset(self) -> int:
         """The moment of the whole site."""
         return self.at
+
+
+def sites(purpose: str, cameras: Sequence[int], repeats: Sequence[int]) -> list[Seen]:
+    """So many sites; each is kept between runs of the same code."""
+    found = []
+    for repeat in repeats:
+
+        def make(repeat: int = repeat) -> dict[str, object]:
+            return asdict(site(purpose, cameras, repeat))
+
+        found.append(Seen(**kept(f"site-{purpose}-{len(cameras)}-{repeat}", _SOURCES, make)))
+    return found
 
 
 def site(purpose: str, cameras: Sequence[int], repeat: int) -> Seen:

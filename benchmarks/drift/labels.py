@@ -5,7 +5,7 @@ rows as an import would make it; the windows are of the test's cameras, whose pi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from benchmarks.drift import bank as banks
 from benchmarks.drift.bank import Bank
 from benchmarks.drift.camera import SHIFTS, Shot
+from benchmarks.drift.kept import kept
 from benchmarks.drift.numbers import IMAGE
 from benchmarks.drift.scenes import FRAME, digits, scenes
 from fleet.monitoring.accuracy import range_of
@@ -32,6 +33,8 @@ HOUR, OF_PLACE, OF_DAMAGE = 3600, 400, 200
 _PER_CLASS = 8
 #: Labelled data of the release: where they are kept between runs. Another form is another name.
 _KEPT = banks.CACHE / "places-1.npz"
+#: Code that decides what is estimated and believed.
+_SOURCES = ("benchmarks/drift/labels.py", "fleet/monitoring/accuracy.py", "fleet/monitoring/tried.py", "fleet/registry/profiles.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +73,22 @@ def places() -> dict[str, dict[str, Rows]]:
     if not _KEPT.exists():
         np.savez(_KEPT, **{f"{place}|{shift}": rows for place, its in _taken().items() for shift, rows in its.items()})  # type: ignore[arg-type]
     found: dict[str, dict[str, Rows]] = {}
-    with np.load(_KEPT) as kept:
-        for name in kept.files:
+    with np.load(_KEPT) as stored:
+        for name in stored.files:
             place, _, shift = name.rpartition("|")
-            numbers, answered, truth = np.split(kept[name], [banks.FEATURES, banks.FEATURES + 1], axis=1)
+            numbers, answered, truth = np.split(stored[name], [banks.FEATURES, banks.FEATURES + 1], axis=1)
             found.setdefault(place, {})[shift] = _rows_of(numbers, answered[:, 0], truth[:, 0], place)
     return found
+
+
+def judged(cameras: Sequence[int]) -> list[Estimated]:
+    """Windows of these cameras of the test, by the profile of all places; kept between runs of the same code."""
+
+    def make() -> list[dict[str, object]]:
+        return [asdict(one) for one in estimated(profile(), [banks.load("test", index) for index in cameras])]
+
+    found = kept(f"labels-{len(cameras)}", _SOURCES, make)
+    return [Estimated(**{**one, "estimates": tuple(one["estimates"]), "trust": Trust(one["trust"])}) for one in found]
 
 
 def estimated(of: ModelProfile, cameras: Sequence[Bank], seed: int = 22) -> list[Estimated]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.drift import bank, costs, fleet, frames, group, labels, singles, validation
+from benchmarks.drift import costs, fleet, frames, group, labels, singles, validation
 from benchmarks.drift.bank import CACHE
 from benchmarks.drift.outcomes import Outcome
 from benchmarks.drift.world import WINDOWS
@@ -130,7 +130,7 @@ def _singles(ours: Sequence[Outcome], plan: Plan) -> tuple[list[Row], dict[str, 
 
 def _sites(plan: Plan) -> tuple[list[Row], dict[str, object]]:
     """A shift in 5 % of the rows of twelve cameras under one sky, from the mean of them."""
-    found = [group.site("test", range(plan.cameras), fleet.FIRST_TEST + repeat) for repeat in range(plan.sites)]
+    found = group.sites("test", range(plan.cameras), range(group.FIRST_TEST, group.FIRST_TEST + plan.sites))
     rows = []
     for name in ("blur", "jpeg"):
         values = [one.together[name] for one in found]
@@ -140,7 +140,7 @@ def _sites(plan: Plan) -> tuple[list[Row], dict[str, object]]:
     rows.append(
         _row("false alarms per group-year", alarms / years, f"per simulated group-year, {alarms} in {years:.1f}", len(found), 0.0, "<= 1")
     )
-    medians = {
+    medians: dict[str, object] = {
         how: {name: statistics.median([getattr(one, how)[name] for one in found]) for name in found[0].together}
         for how in ("together", "alone")
     }
@@ -172,7 +172,7 @@ def _costs() -> list[Row]:
 
 def _estimates(plan: Plan) -> tuple[list[Row], dict[str, object]]:
     """On all windows of the test's cameras, whatever was done to them; and on those that the flag says may be believed."""
-    found = labels.estimated(labels.profile(), [bank.load("test", index) for index in range(plan.cameras)])
+    found = labels.judged(range(plan.cameras))
     wrong = [not one.is_on for one in found if one.error > 0.05]
     grossly = [not one.is_on for one in found if one.error > 0.1]
     right = [one.is_on for one in found if one.error <= 0.03]
