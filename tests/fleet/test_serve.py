@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from cryptography.hazmat.primitives import serialization
 from simulators.clock import FakeClock
 from simulators.enrolling import EnrollingDevice
@@ -30,6 +31,7 @@ from fleet.devices import service as devices
 from fleet.devices.model import Twin, parse_config
 from fleet.monitoring import service as monitoring
 from fleet.registry.signing import KeyName
+from fleet.registry.store import earlier_director_metadata
 from fleet.service import DEMO_LOGIN, Server, banner_text, lay_ground
 from protocol.clock import AcceleratedClock, SystemClock
 from protocol.errors import ConfigError, UnavailableError
@@ -186,6 +188,25 @@ def test_a_server_without_one_of_its_keys_says_which(tmp_path: Path):
     server.start()
     server.stop()
     assert any("keys are missing" in text and "director-snapshot" in text for text in said)
+
+
+def test_what_the_director_said_before_is_deleted_an_hour_after_it_was_replaced(mosquitto_path: Path, tmp_path: Path):
+    config, table, now = configured(tmp_path / "data"), earlier_director_metadata, datetime.now(UTC)
+    ground = lay_ground(config, clock=SystemClock())
+    row = {"tenant": DEFAULT_TENANT, "device": CAM, "targets": b"t", "snapshot": b"s", "etag": "e"}
+    with ground.database.transaction() as tx:
+        for version, minutes in ((1, 61), (2, 1)):
+            tx.execute(sa.insert(table).values(**row, version=version, replaced_at=now - timedelta(minutes=minutes)))
+    ground.database.dispose()
+    server = Server(config, clock=SystemClock(), say=lambda _text: None)
+    server.start()
+
+    def kept() -> list[int]:
+        with server.standing.database.reading() as tx:
+            return list(tx.scalars(sa.select(table.c.version)))
+
+    wait_until(lambda: kept() == [2], what="the deletion of what is old")
+    server.stop()
 
 
 def test_a_demo_says_that_its_keys_are_demo_keys_and_leaves_its_login(tmp_path: Path):
