@@ -6,6 +6,7 @@ rows as an import would make it; the windows are of the test's cameras, whose pi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -82,28 +83,35 @@ def places() -> dict[str, dict[str, Rows]]:
 
 
 def judged(cameras: Sequence[int]) -> list[Estimated]:
-    """Windows of these cameras of the test, by the profile of all places; kept between runs of the same code."""
+    """Windows of these cameras of the test, by the profile of all places; each camera is kept between runs of the same code."""
+    found: list[Estimated] = []
+    for index in cameras:
 
-    def make() -> list[dict[str, object]]:
-        return [asdict(one) for one in estimated(profile(), [banks.load("test", index) for index in cameras])]
+        def make(index: int = index) -> list[dict[str, object]]:
+            return [asdict(one) for one in estimated(_released(), banks.load("test", index), index)]
 
-    found = kept(f"labels-{len(cameras)}", _SOURCES, make)
-    return [Estimated(**{**one, "estimates": tuple(one["estimates"]), "trust": Trust(one["trust"])}) for one in found]
+        its = kept(f"labels-{index}", _SOURCES, make)
+        found += [Estimated(**{**one, "estimates": tuple(one["estimates"]), "trust": Trust(one["trust"])}) for one in its]
+    return found
 
 
-def estimated(of: ModelProfile, cameras: Sequence[Bank], seed: int = 22) -> list[Estimated]:
-    """Two windows of each camera and shift, and of each camera without. An open alarm would turn "trusted" to "matched", nothing else."""
+def estimated(of: ModelProfile, bank: Bank, index: int, seed: int = 22) -> list[Estimated]:
+    """Two windows of each shift of a camera, and two without. An open alarm would turn "trusted" to "matched", nothing else."""
     result = []
-    for index, bank in enumerate(cameras):
-        for name in bank.rows:
-            for take in range(2):
-                rows = _drawn(bank, name, HOUR, (seed, index, take, len(name)))
-                found = range_of(of, counted(rows, of.grid), alarms=[], match=None)
-                assert found is not None
-                assert rows.right is not None
-                three = (found.estimates["doc"], found.estimates["atc"], found.estimates["cbpe"])
-                result.append(Estimated(bank.scene, name, float(rows.right.mean()), three, found.trust, found.reason))
+    for name in bank.rows:
+        for take in range(2):
+            rows = _drawn(bank, name, HOUR, (seed, index, take, len(name)))
+            found = range_of(of, counted(rows, of.grid), alarms=[], match=None)
+            assert found is not None
+            assert rows.right is not None
+            three = (found.estimates["doc"], found.estimates["atc"], found.estimates["cbpe"])
+            result.append(Estimated(bank.scene, name, float(rows.right.mean()), three, found.trust, found.reason))
     return result
+
+
+@cache
+def _released() -> ModelProfile:
+    return profile()
 
 
 def _taken() -> Mapping[str, Mapping[str, npt.NDArray[np.float32]]]:
