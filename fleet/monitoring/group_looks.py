@@ -4,7 +4,7 @@ A shift that all share is small in each device and the same in all. Each member'
 reference, r = s - mean, and weighs by what that mode is sure of, P = the inverse of its covariance: the sum of P is the weight of the hour,
 and (sum P)^-1 sum P r is the shift that explains all members best. A camera that trembles in one coordinate says little there, and the
 quiet ones are not drowned. What a single device may add is bounded: beyond what its own clean hours reach its part is shortened, so one
-broken device does not move its group.
+broken device moves an hour of its group by little, however far it is off.
 """
 
 from collections.abc import Sequence
