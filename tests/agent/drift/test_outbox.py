@@ -1,17 +1,25 @@
 """Sketches in the outbox: bytes as they were made, acknowledged by key, merged only if they never left, given up last of all measures."""
 
+import base64
+import json
+
+import numpy as np
 import pytest
+from grids import wide_grid
 from simulators.clock import FakeClock
 from simulators.drift_rows import make_grid
 
+from agent.drift.check import CheckState
 from agent.drift.desk import DriftDesk
+from agent.drift.references import Watched, learned_draft
 from agent.drift.sending import hour_draft
 from agent.drift.store import DriftStore, Flag, Subject
 from agent.drift.windows import begin, row_of
 from agent.store import SKETCH, SketchDraft, Store
 from protocol.errors import InvalidError
-from protocol.messages import Ack, AckStream
+from protocol.messages import Ack, AckStream, ReferenceLearned
 from protocol.sketches.codec import decode, read_head
+from protocol.sketches.reference import MAX_REFERENCE_BYTES, decode_reference, fit_reference
 from protocol.topics import MessageClass
 
 GRID = make_grid()
@@ -154,3 +162,19 @@ def test_a_merged_window_holds_the_sum(tmp_path):
         add_hours(store, range(6))
         merged = [decode(row.payload, GRID) for row in sketches(store)]
         assert sum(one.nsub for one in merged) == 36
+
+
+def test_the_largest_reference_leaves_as_one_event(tmp_path):
+    """Its modes are cut down until it fits a reference; as an event it fits a packet."""
+    grid, w0s = wide_grid(), np.arange(W0 - 144 * 14, W0)
+    summaries = np.random.default_rng(1).normal(size=(len(w0s), 84))
+    reference = fit_reference(summaries, w0s, grid=grid, model=bytes.fromhex(SUBJECT.model))
+    assert len(reference.encoded) > MAX_REFERENCE_BYTES - (16 << 10)
+    subject = Subject("p" * 63, SUBJECT.model, grid.grid_id.hex())
+    watched = Watched(subject, "l" * 63, "1.0", grid, CheckState(1.0), reference)
+    with open_store(tmp_path) as store:
+        draft = learned_draft(watched, "/mooring/t0/" + "d" * 63)
+        store.add_all([draft])
+        (row,) = store.next_batch(10)
+    learned = ReferenceLearned.model_validate(json.loads(row.payload)["data"])
+    assert decode_reference(base64.b64decode(learned.body), grid).reference_id.hex() == learned.reference
