@@ -95,7 +95,7 @@ def statistics(known: Known, row: SeriesRow, reference: DeviceReference, windows
         scores = zip(seen.scored.w0s.tolist(), seen.scored.p.tolist(), strict=True)
         found = {w0: stretches.statistic(p / share) for w0, p in scores if not math.isnan(p)}
     hours = [decode(one.body, known.grid) for one in windows if one.nsub > 1]
-    for judged in (_judged_evidence(known, reference, seen, since=0), _judged_hours(known, row, reference, hours, seen.scored, since=0)):
+    for judged in (_judged_evidence(known, reference, seen, since=0), _judged_hours(known, row, reference, hours, since=0)):
         for end, value in zip(judged.rows.ends.tolist(), judged.values.tolist(), strict=True):
             if not math.isnan(value):
                 found[end - 1] = max(stretches.statistic(value), found.get(end - 1, 0.0))
@@ -151,14 +151,14 @@ def _by_hours(
 ) -> SeriesRow:
     alarm = _latest(tx, row)
     windows = _hours(tx, known, row, reference, alarm, start=start)
-    judged = _judged_hours(known, row, reference, windows, scored, since=_since(row, alarm))
+    judged = _judged_hours(known, row, reference, windows, since=_since(row, alarm))
     if row.decided_by is Check.SERVER and (alarm is None or not alarm.is_open):
         # what the reference was learned from says nothing against it
         found = stretches.first_found(judged, reference, rate, start=max(start, reference.last_w0 + 1))
         if found is not None:
             alarm = raise_found(tx, known, row, reference, found, windows, scored, rate=rate, now=now)
             row = replace(row, restarted_at=found.end, statistic=found.statistic)
-            judged = _judged_hours(known, row, reference, windows, scored, since=found.end)
+            judged = _judged_hours(known, row, reference, windows, since=found.end)
     newest = judged.newest
     row = row if newest is None else replace(row, statistic=stretches.statistic(newest))
     if alarm is None or not alarm.is_open:
@@ -180,14 +180,12 @@ def _hours(
     return [decode(one.body, known.grid) for one in windows if one.nsub > 1]
 
 
-def _judged_hours(
-    known: Known, row: SeriesRow, reference: DeviceReference, windows: Sequence[SketchWindow], scored: Scored, *, since: int
-) -> Judged:
+def _judged_hours(known: Known, row: SeriesRow, reference: DeviceReference, windows: Sequence[SketchWindow], *, since: int) -> Judged:
     is_scored = row.decided_by is Check.DEVICE
     first = max(since, min((one.w0 for one in windows), default=since))
     hours = stretches.hours_of(windows, known.grid, start=first, end=row.next_w0, is_scored=is_scored)
     judged = stretches.judge(hours, reference)
-    return stretches.with_scores(judged, scored, reference) if is_scored else judged
+    return stretches.with_scores(judged, windows, reference) if is_scored else judged
 
 
 def _watched(tx: Connection, row: SeriesRow, reference: DeviceReference, alarm: Alarm, judged: Judged, *, now: datetime) -> SeriesRow:

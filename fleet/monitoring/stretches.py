@@ -105,14 +105,17 @@ def judge(rows: Rows, reference: DeviceReference) -> Judged:
     return Judged(rows, _least(shares, len(filled)))
 
 
-def with_scores(judged: Judged, scored: Scored, reference: DeviceReference) -> Judged:
-    """The same with what the look at ten minutes says of the sub-windows in each row, by the scores that the device sent."""
+def with_scores(judged: Judged, windows: Sequence[SketchWindow], reference: DeviceReference) -> Judged:
+    """The same with what the look at ten minutes says of the sub-windows in each row, by the scores that the device sent with the hours."""
     rows, first = judged.rows, reference.looks[0].look
-    if DAY // reference.per_day != 1 or not len(judged.values):
+    if reference.per_day != DAY or not len(judged.values):
         return judged
     shorter = np.full(len(judged.values), np.inf)
-    inside = (scored.w0s >= rows.start) & (scored.w0s < rows.start + rows.width * len(shorter)) & ~np.isnan(scored.p)
-    np.minimum.at(shorter, (scored.w0s[inside] - rows.start) // rows.width, scored.p[inside] / first.share)
+    for one in windows:
+        if one.nsub > 1 and one.reference_id == reference.reference_id:
+            places = (np.arange(one.w0, one.w0 + one.nsub) - rows.start) // rows.width
+            inside = (places >= 0) & (places < len(shorter)) & ~np.isnan(one.scores)
+            np.minimum.at(shorter, places[inside], reference.p_values(one.scores[inside]) / first.share)
     return Judged(rows, _least([judged.values, np.where(np.isinf(shorter), np.nan, shorter)], len(shorter)))
 
 
@@ -153,16 +156,16 @@ def onset_of(scored: Scored, found: Found) -> int:
 def low_since(judged: Judged, limit: float, *, start: int, known: int | None) -> int | None:
     """Since when, as the end of a row, every statistic has been below `limit`; None: the newest is not.
 
-    Rows that end after sub-window `start` count. `known`: since when it was so at the look before; it holds while no row contradicts.
+    Rows that end after sub-window `start` count. `known`: since when it was so at the look before; it holds while no later row contradicts.
     """
     ends, values = judged.rows.ends, judged.values
     counted = (ends > start) & ~np.isnan(values)
     high = counted & (1 / np.where(counted, values, np.inf) >= limit)
-    after = counted if not high.any() else counted & (ends > int(ends[high][-1]))
-    if not after.any():
-        return None if high.any() else known
-    first = int(ends[after][0])
-    return first if known is None or (high.any() and known <= int(ends[high][-1])) else min(known, first)
+    last = int(ends[high][-1]) if high.any() else -1
+    if known is not None and known > last:
+        return known
+    after = counted & (ends > last)
+    return int(ends[after][0]) if after.any() else None
 
 
 def statistic(value: float) -> float:

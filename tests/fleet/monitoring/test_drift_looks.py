@@ -189,10 +189,11 @@ def test_what_is_asked_of_one_device_comes_before_what_is_asked_of_all(database,
 def test_evidence_from_before_a_person_cleared_the_alarm_raises_nothing_any_more(site):
     evidence = site.camera.evidence(W0 + 144, 6, shift=LITTLE)
     site.take(*site.camera.hours(W0, 24), *evidence)
+    site.take(*site.camera.hours(W0 + 150, 4))
     site.clear()
-    late = site.camera.evidence(W0 + 140, 4, shift=DARK)
-    site.take(*late)
-    site.take(*site.camera.hours(W0 + 150, 2))
+    site.take(*site.camera.evidence(W0 + 140, 4, shift=DARK))  # from before it was raised
+    site.take(*site.camera.evidence(W0 + 160, 4, shift=DARK))  # and before it was answered
+    site.take(*site.camera.hours(W0 + 174, 2))
     (alarm,) = site.alarms()
     assert (alarm.state, alarm.reopened) == (AlarmState.CLEARED, 0)
 
@@ -322,9 +323,9 @@ def test_hours_say_what_their_sub_windows_say(seed, shift):
     longer = [one for one in made.looks if one.look.subwindows > 1]
     wanted = np.nanmin(np.stack([one.p_values(made.filled(short.rows.summaries))[5::6] / one.look.share for one in longer]), axis=0)
     assert np.allclose(long_.values, wanted, rtol=1e-6)
-    scored = Scored(np.arange(W0, W0 + 36), np.ones(36), np.array([float(made.p_values(one.scores)[0]) for one in parts]))
-    both = stretches.with_scores(long_, scored, made)
-    assert (both.values <= long_.values).all()
+    both = stretches.with_scores(long_, hours, made)
+    ten = np.array([float(made.p_values(one.scores)[0]) for one in parts]).reshape(6, 6).min(axis=1) / made.looks[0].look.share
+    assert both.values.tolist() == pytest.approx(np.fmin(long_.values, ten).tolist())
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(1e-9, 1.0)), min_size=1, max_size=30), st.integers(1, 29))
