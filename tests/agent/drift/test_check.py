@@ -303,6 +303,10 @@ def test_a_reference_from_elsewhere_serves_until_there_is_an_own_one(calibrated,
     reference = site.watch._watched[site.subject].reference
     text = base64.b64encode(reference.encoded).decode()
     other = type(site)(tmp_path / "other")
+    of_hours = base64.b64encode(replace(reference, per_day=24).encoded).decode()
+    other.configure(references={"front": of_hours})
+    other.one_window()
+    assert other.told().grade == "collecting"  # it is for rows of hours
     other.configure(references={"front": text})
     other.one_window()
     assert (other.told().grade, other.told().reference) == ("calibrated", reference.reference_id.hex())
