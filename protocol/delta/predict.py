@@ -13,7 +13,7 @@ from protocol.delta.tensors import Kind, Tensor
 #: A ratio of scales beyond this says nothing.
 _MAX_RATIO = 1e6
 #: Values of one step: what is held of a large tensor at a time.
-STEP = 1 << 14
+STEP = 1 << 16
 
 
 #: How finely the part is known that rounding took away: 16 levels to a step.
