@@ -69,21 +69,9 @@ def check_outcome(outcome: AlarmEvent) -> None:
         raise InvalidError(f"A person cannot clear an alarm as {outcome.value!r}.", hint=f"Wanted: {wanted}.")
 
 
-def hold_time(alarm: Alarm, block: int) -> timedelta:
-    """How long the evidence must stay low: a day, two blocks of so many sub-windows, or twice what it took to raise; the longest."""
-    return max(MIN_HOLD, 2 * block * SUB_WINDOW, 2 * (alarm.raised_at - alarm.onset))
-
-
-def watched(alarm: Alarm, statistic: float, *, now: datetime, hold: timedelta) -> Alarm:
-    """The open alarm after a look at the evidence that was restarted at its raise: recovered when it was below √A for the hold time."""
-    if not alarm.is_open:
-        return alarm
-    if statistic >= math.sqrt(alarm.threshold):
-        return alarm if alarm.low_since is None else replace(alarm, low_since=None)
-    since = alarm.low_since or now
-    if now - since >= hold:
-        return cleared(alarm, AlarmEvent.RECOVERED, now=now)
-    return alarm if alarm.low_since is not None else replace(alarm, low_since=since)
+def hold_time(alarm: Alarm, stretch: int) -> timedelta:
+    """How long the statistic must stay low: a day, two stretches of so many sub-windows, or twice what it took to raise; the longest."""
+    return max(MIN_HOLD, 2 * stretch * SUB_WINDOW, 2 * (alarm.raised_at - alarm.onset))
 
 
 def settled(alarm: Alarm, low_since: datetime | None, *, now: datetime, hold: timedelta) -> Alarm:

@@ -1,10 +1,10 @@
-"""What windows say of drift: reference, windows and history in, evidence and crossings out (DRIFT 5.3 to 5.6). Pure.
+"""What windows say of drift: reference and windows in, scores, and the evidence that orders devices, out (DRIFT 5.3 to 5.6). Pure.
 
 A device's alarm comes from one check: by the scores that the device sends (verified where its counts are there), or by the server's own.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,7 +33,7 @@ IntArray = npt.NDArray[np.int64]
 SCORE_TOLERANCE = 1e-3
 #: R is cut here, as in protocol.sketches.evidence: what is more needs no larger number.
 _MOST = 1e30
-#: The first sub-window of the onset block with a p below this is where a change began.
+#: The first sub-window of a stretch with a p below this is where a change began.
 ONSET_P = 0.05
 #: Share of wrong names that the order of devices may hold (DRIFT 5.6).
 ALPHA = 0.1
@@ -48,27 +48,6 @@ class Scored:
     w0s: IntArray
     scores: DoubleArray
     p: DoubleArray
-
-
-@dataclass(frozen=True, slots=True)
-class Crossing:
-    """Where the evidence reached its threshold."""
-
-    #: Name of the detector in the plan.
-    detector: str
-    #: The sub-window that crossed.
-    w0: int
-    statistic: float
-    threshold: float
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What judging some windows led to."""
-
-    evidence: Evidence
-    #: The first crossing, if any: the evidence is as it was then, later sub-windows wait to be judged after a restart.
-    crossing: Crossing | None
 
 
 # --- scores ---
@@ -119,68 +98,31 @@ def is_verified(window: SketchWindow, reference: DeviceReference, grid: Grid) ->
 # --- evidence ---
 
 
-def judge(evidence: Evidence | None, plan: Plan, rate: float, scored: Scored, *, start: int, is_stopping: bool = True) -> Verdict:
+def judge(evidence: Evidence | None, plan: Plan, scored: Scored, *, start: int) -> Evidence:
     """The evidence after these sub-windows, which are all there are of the blocks from sub-window `start` on.
 
     Blocks that were judged before are judged again from the one that `start` lies in; what is older than the history stays as it is.
-    `is_stopping`: ends at the first crossing, with the evidence as it was then; else crossings are passed over.
     """
-    states = (evidence or fresh_evidence(plan)).states
-    rewound_ = [rewound(state, start // state.subwindows) for state in states]
     values = np.where(np.isnan(scored.p), np.nan, e_values(scored.p))
-    limits = plan.thresholds(rate) if is_stopping else tuple(math.inf for _ in plan.detectors)
-    moved = [_forward(state, scored.w0s, values, limit) for state, limit in zip(rewound_, limits, strict=True)]
-    hits = [
-        Crossing(detector.name, w0, state.value, limit)
-        for detector, (state, w0), limit in zip(plan.detectors, moved, limits, strict=True)
-        if w0 is not None
-    ]
-    return Verdict(Evidence(tuple(state for state, _ in moved)), min(hits, key=lambda hit: hit.w0, default=None))
+    states = (evidence or fresh_evidence(plan)).states
+    return Evidence(tuple(_forward(rewound(state, start // state.subwindows), scored.w0s, values) for state in states))
 
 
 def rewound(state: BlockState, block: int) -> BlockState:
     """The state at the beginning of a block that is open or closed: what came from there on is forgotten."""
     if state.block < 0 or block > state.block:
         return state
-    first, restart = state.closed_blocks.start, state.since // state.subwindows
+    first = state.closed_blocks.start
     block = max(block, first)
     kept, r = state.past[: block - first], state.r_before
-    for number, mean in enumerate(kept.tolist(), first):
-        if state.since and number <= restart:  # R begins at the restart; of its block only the rest counts
-            r, counted = 0.0, state.partial if number == restart else math.nan
-        else:
-            counted = mean
-        r = r if math.isnan(counted) else min((1 + r) * counted, _MOST)
-    is_before = bool(state.since) and block <= restart
-    partial = math.nan if is_before else state.partial
-    return replace(state, block=block, r=0.0 if is_before else r, seen=fresh(state.subwindows).seen, past=kept, partial=partial)
+    for mean in kept.tolist():
+        r = r if math.isnan(mean) else min((1 + r) * mean, _MOST)
+    return replace(state, block=block, r=r, seen=fresh(state.subwindows).seen, past=kept)
 
 
-def _forward(state: BlockState, w0s: IntArray, values: DoubleArray, limit: float) -> tuple[BlockState, int | None]:
-    """Block by block, so that a crossing inside a block that closes later is seen; the sub-window that crossed, if any."""
+def _forward(state: BlockState, w0s: IntArray, values: DoubleArray) -> BlockState:
     usable = np.array([not is_late(state, int(w0)) for w0 in w0s], dtype=bool)
-    w0s, values = w0s[usable], values[usable]
-    for block in np.unique(w0s // state.subwindows):
-        inside = w0s // state.subwindows == block
-        after = steps(state, w0s[inside], values[inside])
-        if after.value >= limit:
-            return _first_crossing(state, w0s[inside], values[inside], limit)
-        state = after
-    return state, None
-
-
-def _first_crossing(state: BlockState, w0s: IntArray, values: DoubleArray, limit: float) -> tuple[BlockState, int]:
-    for index, w0 in enumerate(w0s):
-        state = steps(state, w0s[index : index + 1], values[index : index + 1])
-        if state.value >= limit:
-            return state, int(w0)
-    raise RuntimeError("a block crossed as a whole and in none of its sub-windows")
-
-
-def onset_of(scored: Scored, block: int, subwindows: int, *, until: int) -> int:
-    """The sub-window in which a change began: in the onset block the first one that is surprising, at the latest the one that crossed."""
-    inside = (scored.w0s >= block * subwindows) & (scored.w0s <= until) & (scored.p < ONSET_P)
-    return int(scored.w0s[inside][0]) if inside.any() else until
+    return steps(state, w0s[usable], values[usable])
 
 
 # --- many devices ---
@@ -206,31 +148,11 @@ def group_is_testable(reporting: int, members: int) -> bool:
     return reporting >= MIN_MEMBERS and reporting >= MIN_SHARE * members
 
 
-def deviations(summary: DoubleArray, reference: DeviceReference) -> DoubleArray:
-    """The x of one summary in all coordinates: float64[d], NaN where the reference has none."""
-    x = np.full(len(summary), np.nan)
-    x[reference.coordinates] = reference.scatter.standardized(summary[reference.coordinates][None])[0]
-    return x
-
-
 def site_gap(reference: DeviceReference, model: DoubleArray) -> float:
     """Distance of a device's reference from the model version's, root mean square over coordinates in deviations of the device."""
     scatter: Scatter = reference.scatter
     x = scatter.standardized(model[reference.coordinates][None])[0]
     return float(np.sqrt((x**2).mean()))
-
-
-def complete_days(windows: Collection[tuple[int, int]]) -> int:
-    """UTC days with at least 80 % of their sub-windows among (w0, mask) of windows."""
-    counts: dict[int, int] = {}
-    for w0, mask in windows:
-        index = 0
-        while mask >> index:
-            if mask >> index & 1:
-                day = (w0 + index) // 144
-                counts[day] = counts.get(day, 0) + 1
-            index += 1
-    return sum(1 for count in counts.values() if count >= 116)
 
 
 def _in_order(parts: Sequence[Scored]) -> Scored:

@@ -150,7 +150,7 @@ def _in_order(row: SeriesRow, reference: DeviceReference, evidence: Evidence | N
     """The series with what orders devices: e-values over blocks, from the one that begins with sub-window `first` on (DRIFT 5.6)."""
     after = scored.w0s >= first
     kept = Scored(scored.w0s[after], scored.scores[after], scored.p[after])
-    moved = detectors.judge(evidence, default_plan(reference.subwindows), row.threshold, kept, start=first, is_stopping=False).evidence
+    moved = detectors.judge(evidence, default_plan(reference.subwindows), kept, start=first)
     return replace(row, evidence_state=encode_evidence(moved), evidence=fleet_evidence(moved.states[0]))
 
 
