@@ -16,7 +16,7 @@ PY := $(VENV)/bin/python
 export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo serving-tools test test-only test-tflite test-tuf-conformance test-mutations test-metered test-candidates test-kills coverage check format lock bench bench-delta hil firmware-image image-arm64 clean
+.PHONY: help demo serving-tools test test-only test-tflite test-tuf-conformance test-mutations test-metered test-candidates test-kills test-arm64 coverage check format lock bench bench-delta hil firmware-image image-arm64 clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 24
@@ -93,6 +93,9 @@ test-metered: $(VENV)/.installed ## a device on a SIM card with real server and 
 
 test-candidates: $(VENV)/.installed ## a release in shadow, in turns and then in place, with real server and agent
 	MOORING_TEST_CANDIDATES=1 $(PY) -m pytest -q tests/end_to_end/test_candidates.py $(ARGS)
+
+test-arm64: $(VENV)/.installed ## golden vectors of x86-64 and arm64 compared, in an emulated Debian (root; mmdebstrap, arch-test, qemu-user-static; 15 min)
+	MOORING_TEST_ARM64=1 $(PY) -m pytest -q -s -p no:cacheprovider tests/arm64 $(ARGS)
 
 fuzz-%: $(FUZZ_VENV)/.installed ## atheris on a parser of what others send: metadata, manifest, delta, bundle, serving or sketch (MOORING_FUZZ_SECONDS=600)
 	$(FUZZ_VENV)/bin/python -m fuzz.$*
