@@ -132,6 +132,20 @@ def test_a_shift_that_no_member_shows_alone_is_found_in_all_of_them_together(dat
 
 
 @on_sqlite
+def test_one_member_that_is_far_off_for_some_hours_is_no_alarm_of_its_group(database, cameras):
+    with_history(database, cameras)
+    now = moment_of(W0 + 60)
+    odd = {"cam-3": (-6.0, 0.0, 0.0, 0.0)}
+    send(database, cameras, lambda camera: camera.hours(W0 + 6, 3, shift=odd.get(camera.device, (0.0,) * 4)), now=now)
+    settle(database, now=now)
+    settle(database, now=now + timedelta(minutes=11))
+    group = group_of(database)
+    assert group.judged_until == W0 + 24
+    assert 0 < group.statistic < group.threshold
+    assert not [one for one in drift_service.list_alarms(database, T0) if one.subject.kind is SubjectKind.GROUP]
+
+
+@on_sqlite
 def test_a_device_unlike_its_peers_is_shown_and_raises_nothing_by_that(database, cameras):
     with_history(database, cameras)
     now = moment_of(W0 + 20)
