@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.drift.scales import fit_scales
 from protocol.sketches.codec import SketchWindow, encode
 from protocol.sketches.counts import Counts, Sketcher, added
 from protocol.sketches.grid import FeatureGroup, FloatArray, Grid, fit_feature
 from protocol.sketches.leb128 import encode as packed
 from protocol.sketches.leb128 import summed
+from protocol.sketches.looks import fit_looks
 
 FEATURES, CLASSES, ROWS = 32, 20, 600
 
@@ -74,7 +74,7 @@ def judge_minutes(device_hours: int = 1_000_000) -> float:
     of = grid()
     rng = np.random.default_rng(5)
     d = 2 * FEATURES + CLASSES
-    references = fit_scales(rng.normal(size=(28 * 144, d)), of)
+    references = fit_looks(rng.normal(size=(28 * 144, d)), of)
     windows = rng.normal(size=(48_000, d))
     begun = time.process_time()
     for reference in references:

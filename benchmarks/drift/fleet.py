@@ -18,9 +18,9 @@ Doubles = npt.NDArray[np.float64]
 #: Clean days after the four weeks of reference: a year of each device.
 CLEAN_DAYS = 365
 #: Repeats of which the delays are measured too; later ones are judged for false alarms alone.
-WITH_DELAYS = 2
+WITH_DELAYS = 4
 #: The first repeat of the test. Earlier ones were seen while a detector was still changed: they are spent.
-FIRST_TEST = 100
+FIRST_TEST = 200
 #: p of single features that are tried as thresholds.
 LEVELS = tuple(float(level) for level in np.logspace(-9, -2, 57))
 

@@ -13,7 +13,10 @@ from pathlib import Path
 from benchmarks.drift.bank import CACHE
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("bank", "camera", "model", "numbers", "ours", "scales", "scenes", "singles", "stream", "trial", "world")
+ROOT = HERE.parents[1]
+SOURCES = ("bank", "camera", "model", "numbers", "ours", "scenes", "singles", "stream", "trial", "world")
+#: What judges on devices too.
+SKETCHES = ("looks", "scatter", "shares", "tail")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +45,8 @@ class Outcome:
 def path() -> Path:
     """The file of this code's outcomes."""
     digest = hashlib.sha256()
-    for name in SOURCES:
-        digest.update((HERE / f"{name}.py").read_bytes())
+    for source in [*(HERE / f"{name}.py" for name in SOURCES), *(ROOT / "protocol" / "sketches" / f"{name}.py" for name in SKETCHES)]:
+        digest.update(source.read_bytes())
     return CACHE / f"outcomes-{digest.hexdigest()[:12]}.jsonl"
 
 

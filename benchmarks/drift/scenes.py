@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ SKIMAGE = ROOT / ".cache" / "drift" / "skimage.npz"
 SCENE, FRAME = 96, 64
 
 
+@cache
 def scenes() -> dict[str, Array]:
     """Linear RGB, float32[96, 96, 3] in 0..1, by name; the order never changes for the same pictures.
 

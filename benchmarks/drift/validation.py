@@ -7,11 +7,11 @@ import numpy.typing as npt
 
 from benchmarks.drift import frames
 from benchmarks.drift.fleet import grid, one
-from benchmarks.drift.scales import fit_scales
 from benchmarks.drift.stream import row_summaries
 from benchmarks.drift.trial import REFERENCE_DAYS
 from benchmarks.drift.world import WINDOWS
 from protocol.sketches.counts import Sketcher
+from protocol.sketches.looks import fit_looks
 from protocol.sketches.summary import summary
 
 Doubles = npt.NDArray[np.float64]
@@ -27,7 +27,7 @@ def compare(purpose: str, cameras: Sequence[int], windows: int, *, every: int = 
     for index in cameras:
         device = one(purpose, index, 900, 60)
         clean = device.clean()
-        reference = fit_scales(clean[: REFERENCE_DAYS * WINDOWS], grid())[0]
+        reference = fit_looks(clean[: REFERENCE_DAYS * WINDOWS], grid())[0]
         start = int(np.random.default_rng([index, 17]).integers(REFERENCE_DAYS * WINDOWS, len(clean) - windows))
         at = range(start, start + windows)
         rows, classes = frames.windows(device.bank, purpose, index, device.path, at, (*device.key, 5), every=every)

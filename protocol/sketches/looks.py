@@ -3,6 +3,7 @@
 What a day of a camera looks like is no single cloud: noon, dusk and lamp light are modes of it. A look keeps up to four modes, learned from
 the summaries alone, never from the clock, and scores a stretch of windows by its nearest one: min over modes of T² + ln det - 2 ln share.
 A small shift that stays is small in ten minutes and plain in the mean of three hours, where the chance of what passed has averaged out.
+Looks at classes have no modes: they compare each share with what the rest of the stretch lets expect (`shares.py`).
 
 The promise. For each look p <= a happens in at most a part `a` of the sub-windows: the marginal validity of p is all it takes. Alarm when
 some look has p <= rate x its share / sub-windows per year. Expected values add up under ANY dependence, of windows on each other and of
@@ -14,7 +15,7 @@ are rounded to float32 once they are fitted, as they travel, so whoever reads th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -22,10 +23,11 @@ import numpy.typing as npt
 
 from protocol.errors import InvalidError
 from protocol.sketches.evidence import SUBWINDOWS_PER_YEAR
-from protocol.sketches.grid import Grid
+from protocol.sketches.grid import FeatureGroup, Grid
 from protocol.sketches.leb128 import IntArray
 from protocol.sketches.normal import DoubleArray
 from protocol.sketches.scatter import DEVIATION_FLOOR, Scatter, factorised, fit_scatter
+from protocol.sketches.shares import ClassShares, fit_class_shares
 from protocol.sketches.summary import summarizer
 from protocol.sketches.tail import Tail, fit_tail
 
@@ -61,26 +63,32 @@ class Look:
     subwindows: int
     #: Only the shares of classes, or all coordinates.
     is_classes: bool
+    #: 0: shares of classes by what the rest of the stretch lets expect, for looks at classes alone.
     modes: int
     share: float
+    #: Shape of the tail when it is fitted; None: the likeliest one, `MIN_SHAPE` at least. Four weeks tell the scale of a tail; its shape is
+    #: that of all devices of the study.
+    shape: float | None = field(default=None, compare=False)
 
 
+#: Shapes of the tails: of one row, which short events make heavy, of means, of looks at classes.
+ROW_SHAPE, MEAN_SHAPE, CLASSES_SHAPE = 0.25, 0.18, 0.07
 #: Chosen on the seeds of the study alone (ADR 0034).
 LOOKS = (
-    Look("all-10min", 1, is_classes=False, modes=4, share=0.2),
-    Look("all-1h", 6, is_classes=False, modes=4, share=0.2),
-    Look("all-3h", 18, is_classes=False, modes=4, share=0.2),
-    Look("classes-1h", 6, is_classes=True, modes=1, share=0.2),
-    Look("classes-3h", 18, is_classes=True, modes=1, share=0.2),
+    Look("all-10min", 1, is_classes=False, modes=4, share=0.2, shape=ROW_SHAPE),
+    Look("all-1h", 6, is_classes=False, modes=4, share=0.2, shape=MEAN_SHAPE),
+    Look("all-3h", 18, is_classes=False, modes=4, share=0.2, shape=MEAN_SHAPE),
+    Look("classes-1h", 6, is_classes=True, modes=0, share=0.15, shape=CLASSES_SHAPE),
+    Look("classes-3h", 18, is_classes=True, modes=0, share=0.25, shape=CLASSES_SHAPE),
 )
 #: One ellipsoid of all: what groups of devices, which are judged by blocks, compare with.
 ONE_CLOUD = (Look("all", 1, is_classes=False, modes=1, share=1.0),)
 #: The same as `LOOKS` where a row is an hour.
 HOURLY_LOOKS = (
-    Look("all-1h", 1, is_classes=False, modes=4, share=0.25),
-    Look("all-3h", 3, is_classes=False, modes=4, share=0.25),
-    Look("classes-1h", 1, is_classes=True, modes=1, share=0.25),
-    Look("classes-3h", 3, is_classes=True, modes=1, share=0.25),
+    Look("all-1h", 1, is_classes=False, modes=4, share=0.25, shape=ROW_SHAPE),
+    Look("all-3h", 3, is_classes=False, modes=4, share=0.25, shape=MEAN_SHAPE),
+    Look("classes-1h", 1, is_classes=True, modes=0, share=0.25, shape=CLASSES_SHAPE),
+    Look("classes-3h", 3, is_classes=True, modes=0, share=0.25, shape=CLASSES_SHAPE),
 )
 
 
@@ -126,6 +134,10 @@ class Modes:
     def nearest(self, summaries: DoubleArray) -> IntArray:
         """Which mode each vector belongs to: int64[n]."""
         return np.asarray(self._all(summaries).argmin(axis=1), dtype=np.int64)
+
+    def contributions(self, summary: DoubleArray) -> DoubleArray:
+        """What T² of one vector from its nearest mode is made of: float64[d]."""
+        return self.clouds[int(self.nearest(summary[None])[0])].contributions(summary)
 
     def rounded(self) -> "Modes":
         """The same with means, deviations and factors as float32 has them: what travels."""
@@ -179,16 +191,18 @@ class LookReference:
     look: Look
     #: Places in a summary that it judges: int64[d], ascending.
     coordinates: IntArray
-    modes: Modes
+    #: What it compares with: `ClassShares` when the look has no modes.
+    modes: Modes | ClassShares
     tail: Tail
 
     def __post_init__(self) -> None:
         look = self.look
         is_so = 1 <= look.subwindows <= MAX_STRETCH and 0 < look.share <= 1 and 1 <= len(look.name) <= MAX_NAME
-        is_so = is_so and look.modes == len(self.modes.clouds) and len(self.coordinates) == self.modes.dimensions
+        modes = _modes_of(self.modes)
+        is_so = is_so and look.modes == modes and (modes > 0 or look.is_classes) and len(self.coordinates) == self.modes.dimensions
         if not is_so:
             raise InvalidError(
-                f"Look {look.name[:40]!r} at {look.subwindows} rows with share {look.share}, {len(self.modes.clouds)} modes of"
+                f"Look {look.name[:40]!r} at {look.subwindows} rows with share {look.share}, {modes} modes of"
                 f" {self.modes.dimensions} coordinates for {len(self.coordinates)}; wanted 1 to {MAX_STRETCH}, up to 1, as many.",
                 code="bad-reference",
             )
@@ -214,7 +228,7 @@ class LookReference:
         parts = np.zeros(summaries.shape[1])
         stretch = self.stretches(summaries[-self.look.subwindows :])[-1:]
         if is_testable(stretch).all():
-            parts[self.coordinates] = self.modes.clouds[int(self.modes.nearest(stretch)[0])].contributions(stretch[0])
+            parts[self.coordinates] = self.modes.contributions(stretch[0])
         return parts
 
 
@@ -292,7 +306,8 @@ def fit_looks(
     found: list[LookReference] = []
     for number, look in enumerate(looks):
         try:
-            found.append(_fit_look(summaries, fold, look, judged_by(look, places, grid), floor=floor))
+            inside = judged_by(look, places, grid)
+            found.append(_fit_look(summaries, fold, look, inside, classes_of(places[inside], grid), floor=floor))
         except InvalidError as error:
             if number == 0 or error.code != "too-few":
                 raise
@@ -300,10 +315,21 @@ def fit_looks(
 
 
 def judged_by(look: Look, coordinates: IntArray, grid: Grid) -> IntArray:
-    """Which of the judged coordinates the look uses: places among them, int64[d], ascending."""
+    """Which of the judged coordinates the look uses: places among them, int64[d], ascending.
+
+    Without modes: those of the input, by which shares of classes are expected, and the shares; none when no share is judged.
+    """
     if not look.is_classes:
         return np.arange(len(coordinates))
-    return np.flatnonzero(coordinates >= summarizer(grid).classes.start).astype(np.int64)
+    is_share = coordinates >= summarizer(grid).classes.start
+    if look.modes == 0 and is_share.any():
+        is_share |= np.isin(coordinates, summarizer(grid).coordinates([FeatureGroup.INPUT]))
+    return np.flatnonzero(is_share).astype(np.int64)
+
+
+def classes_of(coordinates: IntArray, grid: Grid) -> int:
+    """How many of these coordinates are shares of classes."""
+    return int((coordinates >= summarizer(grid).classes.start).sum())
 
 
 def fit_modes(summaries: DoubleArray, modes: int, *, floor: float = DEVIATION_FLOOR) -> Modes:
@@ -359,7 +385,7 @@ def _fold_of(summaries: DoubleArray, per_day: int) -> IntArray:
     return np.asarray(place * FOLDS // max(len(days), 1), dtype=np.int64)
 
 
-def _fold_scores(stretches: DoubleArray, fold: IntArray, look: Look, *, floor: float) -> DoubleArray:
+def _fold_scores(stretches: DoubleArray, fold: IntArray, look: Look, classes: int, *, floor: float) -> DoubleArray:
     known, at = is_testable(stretches), np.arange(len(stretches))
     found = np.full(len(stretches), np.nan)
     for number in np.unique(fold):
@@ -368,27 +394,37 @@ def _fold_scores(stretches: DoubleArray, fold: IntArray, look: Look, *, floor: f
         is_in = (fold == number) & known & (at - look.subwindows + 1 >= start)
         is_out = known & ((at < start) | (at - look.subwindows + 1 > stop))
         if is_in.any():
-            found[is_in] = fit_modes(stretches[is_out], look.modes, floor=floor).scores(stretches[is_in])
+            found[is_in] = _fitted(stretches[is_out], look, classes, floor=floor).scores(stretches[is_in])
     return found
 
 
-def _fit_look(summaries: DoubleArray, fold: IntArray, look: Look, coordinates: IntArray, *, floor: float) -> LookReference:
+def _fitted(stretches: DoubleArray, look: Look, classes: int, *, floor: float) -> Modes | ClassShares:
+    return fit_modes(stretches, look.modes, floor=floor) if look.modes else fit_class_shares(stretches, classes)
+
+
+def _fit_look(summaries: DoubleArray, fold: IntArray, look: Look, coordinates: IntArray, classes: int, *, floor: float) -> LookReference:
+    """`coordinates`: which columns the look uses, the last so many of them shares of classes."""
     stretches = pooled(summaries[:, coordinates], look.subwindows)
     known = is_testable(stretches)
     if not len(coordinates) or not known.any():
         raise InvalidError(f"No testable stretch of {look.subwindows} rows among {len(stretches)} of {look.name}.", code="too-few")
-    scores = _fold_scores(stretches, fold, look, floor=floor)
-    tail = _tail(scores[~np.isnan(scores)])
-    modes = fit_modes(stretches[known], look.modes, floor=floor).rounded()
-    return LookReference(Look(look.name, look.subwindows, look.is_classes, len(modes.clouds), look.share), coordinates, modes, tail)
+    scores = _fold_scores(stretches, fold, look, classes, floor=floor)
+    tail = _tail(scores[~np.isnan(scores)], look.shape)
+    modes = _fitted(stretches[known], look, classes, floor=floor).rounded()
+    return LookReference(Look(look.name, look.subwindows, look.is_classes, _modes_of(modes), look.share), coordinates, modes, tail)
 
 
-def _tail(scores: DoubleArray) -> Tail:
-    """The tail of these scores, of shape `MIN_SHAPE` at least, its scale by the mean of the excesses."""
+def _modes_of(modes: Modes | ClassShares) -> int:
+    return len(modes.clouds) if isinstance(modes, Modes) else 0
+
+
+def _tail(scores: DoubleArray, shape: float | None) -> Tail:
+    """The tail of these scores, of this shape or of shape `MIN_SHAPE` at least, its scale by the mean of the excesses."""
     found = fit_tail(scores)
-    if found.xi < MIN_SHAPE:
-        excesses = found.scores[found.scores > found.q].astype(np.float64) - found.q
-        found = Tail(found.scores, found.q, MIN_SHAPE, float(excesses.mean()) * (1 - MIN_SHAPE))
+    xi = max(found.xi, MIN_SHAPE) if shape is None else shape
+    if found.xi != xi:
+        excesses = np.sort(scores.astype(np.float32)).astype(np.float64) - found.q
+        found = Tail(found.scores, found.q, xi, float(excesses[excesses > 0].mean()) * (1 - xi))
     return found.thinned(TAIL_SCORES)
 
 

@@ -24,6 +24,7 @@ from protocol.sketches.looks import (
     Look,
     LookReference,
     Modes,
+    classes_of,
     fit_looks,
     judged,
     judged_by,
@@ -31,6 +32,7 @@ from protocol.sketches.looks import (
 )
 from protocol.sketches.normal import DoubleArray, read_floats
 from protocol.sketches.scatter import DEVIATION_FLOOR, Scatter
+from protocol.sketches.shares import COMPONENTS, ClassShares
 from protocol.sketches.summary import summarizer
 from protocol.sketches.tail import Tail
 
@@ -103,6 +105,7 @@ class DeviceReference:
         is_so = is_so and not bool(np.isinf(self.usual).any())
         _require(is_so, f"{len(coordinates)} coordinates for {len(self.usual)} means", "as many, ascending")
         is_so = 1 <= len(looks) <= MAX_LOOKS and looks[0].look.subwindows == 1 and len(looks[0].coordinates) == len(coordinates)
+        is_so = is_so and looks[0].look.modes > 0
         is_so = is_so and len({one.look.name for one in looks}) == len(looks) and sum(one.look.share for one in looks) <= 1 + 1e-9
         _require(is_so, f"{len(looks)} looks", f"1 to {MAX_LOOKS} of different names in one budget, the first at all of one row")
         _require(self.per_day in PER_DAY, f"{self.per_day} rows per day", f"one of {PER_DAY}")
@@ -123,7 +126,10 @@ class DeviceReference:
     @cached_property
     def scatter(self) -> Scatter:
         """All modes of the first look as one, NaN as the mean of what was never known: for whoever explains and compares."""
-        made = self.looks[0].modes.mixture()
+        modes = self.looks[0].modes
+        if not isinstance(modes, Modes):
+            raise TypeError("a first look without modes; the creation refuses it")
+        made = modes.mixture()
         return replace(made, mean=np.where(np.isnan(self.usual), np.nan, made.mean))
 
     @property
@@ -332,9 +338,20 @@ def _bytes_of(looks: Sequence[Look], coordinates: IntArray, grid: Grid) -> int:
     """Bytes that a reference of these looks has at most."""
     total = _MOST_HEAD + 6 * len(coordinates)
     for look in looks:
-        d = len(judged_by(look, coordinates, grid))
-        total += look.modes * (4 * (d * (d + 1) // 2 + d) + 17) + 4 * d + 4 * TAIL_SCORES + _MOST_HEAD
+        inside = judged_by(look, coordinates, grid)
+        total += 4 * TAIL_SCORES + _MOST_HEAD
+        total += (
+            _bytes_of_modes(look.modes, len(inside)) if look.modes else _bytes_of_shares(len(inside), classes_of(coordinates[inside], grid))
+        )
     return total
+
+
+def _bytes_of_modes(modes: int, d: int) -> int:
+    return modes * (4 * (d * (d + 1) // 2 + d) + 17) + 4 * d
+
+
+def _bytes_of_shares(d: int, classes: int) -> int:
+    return 4 * ((COMPONENTS + 1) * (d - classes) + 2 * COMPONENTS + (COMPONENTS + 4) * classes)
 
 
 def encode_reference(reference: DeviceReference) -> bytes:
@@ -360,19 +377,32 @@ def encode_reference(reference: DeviceReference) -> bytes:
 
 
 def _look_document(one: LookReference) -> list[Any]:
-    look, clouds, tail = one.look, one.modes.clouds, one.tail
-    lower = np.tril_indices(one.modes.dimensions)
+    look, tail = one.look, one.tail
+    head = [look.name, look.subwindows, look.is_classes, _pack(np.array([look.share, tail.q, tail.xi, tail.sigma]), "<f8")]
+    parts = _modes_document(one.modes) if isinstance(one.modes, Modes) else _shares_document(one.modes)
+    return [*head, *parts, _pack(tail.scores, "<f4")]
+
+
+def _modes_document(modes: Modes) -> list[Any]:
+    clouds = modes.clouds
+    lower = np.tril_indices(modes.dimensions)
     return [
-        look.name,
-        look.subwindows,
-        look.is_classes,
-        _pack(np.array([look.share, tail.q, tail.xi, tail.sigma]), "<f8"),
-        _pack(np.concatenate([one.modes.shares, [cloud.shrinkage for cloud in clouds]]), "<f8"),
+        _pack(np.concatenate([modes.shares, [cloud.shrinkage for cloud in clouds]]), "<f8"),
         _pack(clouds[0].deviation, "<f4"),
         _pack(np.concatenate([cloud.mean for cloud in clouds]), "<f4"),
         _pack(np.concatenate([cloud.factor[lower] for cloud in clouds]), "<f4"),
         [cloud.is_degenerate for cloud in clouds],
-        _pack(tail.scores, "<f4"),
+    ]
+
+
+def _shares_document(shares: ClassShares) -> list[Any]:
+    """As many parts as modes have; that there are none tells them apart."""
+    return [
+        shares.base,
+        _pack(shares.dispersion, "<f4"),
+        _pack(np.concatenate([shares.center, shares.low, shares.high]), "<f4"),
+        _pack(np.concatenate([shares.components.ravel(), shares.weights.ravel(), shares.average]), "<f4"),
+        [],
     ]
 
 
@@ -420,16 +450,25 @@ def decode_reference(data: bytes, grid: Grid) -> DeviceReference:
 def _look(part: Any, coordinates: IntArray, grid: Grid) -> LookReference:
     """Raises: InvalidError (bad-reference)."""
     _require(isinstance(part, list) and len(part) == 10, "A look that is no list of ten", "ten parts")
-    name, subwindows, is_classes, numbers, weights, deviation, means, factors, degenerate, scores = part
+    name, subwindows, is_classes, numbers, *middle, degenerate, scores = part
     is_so = isinstance(name, str) and type(subwindows) is int and type(is_classes) is bool and isinstance(degenerate, list)
     _require(is_so and all(type(one) is bool for one in degenerate), "A look without name, rows or kind", "a text, a number, true or false")
     share, q, xi, sigma = _sized(_doubles(numbers), 4)
     modes = len(degenerate)
-    _require(1 <= modes <= MAX_MODES, f"{modes} modes", f"1 to {MAX_MODES}")
+    _require(modes <= MAX_MODES and (modes > 0 or is_classes), f"{modes} modes", f"1 to {MAX_MODES}, or 0 at classes")
     look = Look(name, subwindows, is_classes, modes, float(share))
     inside = judged_by(look, coordinates, grid)
-    d = len(inside)
-    _require(d > 0, "A look at classes that are not judged", "one coordinate or more")
+    _require(len(inside) > 0, "A look at classes that are not judged", "one coordinate or more")
+    tail = Tail(_floats(scores).astype(np.float32), float(q), float(xi), float(sigma))
+    if not modes:
+        return LookReference(look, inside, _shares(middle, len(inside), classes_of(coordinates[inside], grid)), tail)
+    return LookReference(look, inside, _modes(middle, degenerate, len(inside)), tail)
+
+
+def _modes(parts: list[Any], degenerate: list[bool], d: int) -> Modes:
+    """Raises: InvalidError (bad-reference)."""
+    weights, deviation, means, factors = parts
+    modes = len(degenerate)
     shares, shrinkage = _sized(_doubles(weights), 2 * modes).reshape(2, modes)
     unit = _sized(_floats(deviation), d)
     places = _sized(_floats(means), modes * d).reshape(modes, d)
@@ -437,8 +476,28 @@ def _look(part: Any, coordinates: IntArray, grid: Grid) -> LookReference:
     triangles = np.zeros((modes, d, d))
     triangles[:, *np.tril_indices(d)] = packed
     clouds = [Scatter(places[at], unit, triangles[at], float(shrinkage[at]), degenerate[at]) for at in range(modes)]
-    kept = _floats(scores).astype(np.float32)
-    return LookReference(look, inside, Modes(tuple(clouds), shares), Tail(kept, float(q), float(xi), float(sigma)))
+    return Modes(tuple(clouds), shares)
+
+
+def _shares(parts: list[Any], d: int, classes: int) -> ClassShares:
+    """Raises: InvalidError (bad-reference)."""
+    base, dispersion, ends, maps = parts
+    _require(type(base) is int, "A most frequent class that is no number", f"0 to {classes - 1}")
+    context = d - classes
+    places = _floats(ends)
+    components = (len(places) - context) // 2
+    _require(0 <= components <= COMPONENTS and len(places) == context + 2 * components, f"{len(places)} means and ends", "of 4 components")
+    numbers = _sized(_floats(maps), components * context + (3 + components) * classes)
+    return ClassShares(
+        base,
+        places[:context],
+        numbers[: components * context].reshape(components, context),
+        places[context : context + components],
+        places[context + components :],
+        numbers[components * context : -classes].reshape(2 + components, classes),
+        numbers[-classes:],
+        _sized(_floats(dispersion), classes),
+    )
 
 
 def _pack(numbers: DoubleArray | FloatArray, kind: str) -> bytes:

@@ -101,7 +101,7 @@ def test_an_alarm_is_a_statistic_that_reached_its_threshold():
 
 def test_a_small_shift_that_stays_is_seen_by_a_longer_look_alone(looks):
     stream = days(40, 3)
-    stream[30 * DAY :, 5] += 0.15
+    stream[30 * DAY :, 5] += 0.2
     values = judged(looks, stream)
     first = next(index for index in range(30 * DAY, len(values)) if is_alarm(values[index], 1))
     assert 1 < first - 30 * DAY <= 36

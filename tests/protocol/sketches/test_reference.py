@@ -17,7 +17,7 @@ from protocol.messages import ReferenceLearned
 from protocol.sketches import reference as references
 from protocol.sketches.evidence import e_values
 from protocol.sketches.grid import FeatureGroup, Grid
-from protocol.sketches.looks import HOURLY_LOOKS, LOOKS, Look, LookReference, Modes, judged_by
+from protocol.sketches.looks import HOURLY_LOOKS, LOOKS, Look, LookReference, Modes, classes_of, judged_by
 from protocol.sketches.reference import (
     DeviceReference,
     Grade,
@@ -31,6 +31,7 @@ from protocol.sketches.reference import (
     shared_coordinates,
 )
 from protocol.sketches.scatter import Scatter, fit_scatter
+from protocol.sketches.shares import COMPONENTS, ClassShares
 from protocol.sketches.tail import MAX_SCORES, P_MAX, P_MIN, Tail, fit_tail
 from protocol.topics import MAX_PACKET_BYTES
 
@@ -262,8 +263,10 @@ def test_days_that_are_missing_change_nothing_of_those_that_are_there():
     summaries, w0s = vectors(np.random.default_rng(21), 144 * 20), FIRST + np.arange(144 * 20)
     later = np.where(w0s < FIRST + 144 * 10, w0s, w0s + 144)
     latest = np.where(w0s < FIRST + 144 * 10, w0s, w0s + 144 * 300)
-    one, other = (fit_reference(summaries, at, grid=GRID, model=MODEL) for at in (later, latest))
+    one, other, joined = (fit_reference(summaries, at, grid=GRID, model=MODEL) for at in (later, latest, w0s))
     assert [look.tail.scores.tolist() for look in one.looks] == [look.tail.scores.tolist() for look in other.looks]
+    is_same = [np.array_equal(look.tail.scores, whole.tail.scores) for look, whole in zip(one.looks, joined.looks, strict=True)]
+    assert is_same == [look.look.subwindows == 1 for look in one.looks], "stretches over the seam are there only where there is none"
 
 
 def test_what_a_window_does_not_know_counts_as_usual_and_a_window_that_knows_nothing_is_not_judged():
@@ -381,7 +384,7 @@ def test_the_largest_reference_stays_within_its_bytes_and_an_event_with_it_withi
     names = dict.fromkeys(("pipeline", "line", "model", "grid", "reference", "grade"), "n" * 63)
     learned_event = ReferenceLearned(**names, body=base64.b64encode(bytes(references.MAX_REFERENCE_BYTES)).decode())
     assert len(learned_event.model_dump_json()) + 4096 < MAX_PACKET_BYTES
-    assert [one.look.modes for one in made.looks] == [4, 4, 3, 1, 1]
+    assert [one.look.modes for one in made.looks] == [4, 4, 3, 0, 0]
 
 
 @settings(max_examples=10)
@@ -390,12 +393,12 @@ def test_looks_give_up_modes_until_the_reference_fits_and_no_more(modes: list[in
     generator = np.random.default_rng(seed)
     coordinates = np.sort(generator.choice(84, judged, replace=False))
     looks = tuple(
-        Look(f"{index:032}", int(generator.integers(1, 145)), is_classes=bool(index and generator.integers(2)), modes=wanted, share=0.1)
-        for index, wanted in enumerate(modes)
+        Look(f"{index:032}", int(generator.integers(1, 145)), is_classes=kind > 0, modes=wanted if kind < 2 else 0, share=0.1)
+        for index, (wanted, kind) in enumerate(zip(modes, [0, *generator.integers(3, size=len(modes) - 1).tolist()], strict=True))
     )
     kept = references.affordable(looks, coordinates, wide_grid())
     assert [replace(one, modes=other.modes) for one, other in zip(kept, looks, strict=True)] == list(looks)
-    assert all(1 <= one.modes <= other.modes for one, other in zip(kept, looks, strict=True))
+    assert all(min(1, other.modes) <= one.modes <= other.modes for one, other in zip(kept, looks, strict=True))
     full = [of_random_numbers(one, coordinates, generator) for one in kept]
     made = replace(
         plain_reference(),
@@ -415,13 +418,33 @@ def of_random_numbers(look: Look, coordinates: np.ndarray, generator: np.random.
     d = len(inside)
     if not d:
         return None
+    scores = np.sort(generator.gamma(4, size=512).astype(np.float32))
+    tail = Tail(scores, float(scores[480]), 0.12, 1.0)
+    if not look.modes:
+        return LookReference(look, inside, shares_of_random_numbers(d, classes_of(coordinates[inside], wide_grid()), generator), tail)
     factors = np.tril(generator.normal(size=(look.modes, d, d))).astype(np.float32).astype(np.float64)
     factors[:, np.arange(d), np.arange(d)] = 1.0
     unit = np.full(d, 0.5)
     clouds = tuple(Scatter(np.float32(generator.normal(size=d)).astype(np.float64), unit, factor, 0.5) for factor in factors)
-    scores = np.sort(generator.gamma(4, size=512).astype(np.float32))
-    tail = Tail(scores, float(scores[480]), 0.12, 1.0)
     return LookReference(look, inside, Modes(clouds, np.full(look.modes, 1 / look.modes)), tail)
+
+
+def shares_of_random_numbers(d: int, classes: int, generator: np.random.Generator) -> ClassShares:
+    """As many components as there may be."""
+    context, k = d - classes, min(d - classes, COMPONENTS)
+    ends = generator.normal(size=k)
+    weights, average = generator.normal(size=(2 + k, classes)), generator.random(classes)
+    made = ClassShares(
+        int(generator.integers(classes)),
+        generator.normal(size=context),
+        generator.normal(size=(k, context)),
+        ends,
+        ends + 1,
+        weights,
+        average,
+        np.ones(classes),
+    )
+    return made.rounded()
 
 
 def test_a_reference_on_another_grid_is_refused():
