@@ -26,7 +26,7 @@ from benchmarks.record import ROOT, Row, compare, write
 if TYPE_CHECKING:
     from arm64.tree import Tree
 
-#: Where the models are chosen, their names in `benchmarks.agent.slots`, frames between two marks, and the bound of `bench-agent`.
+#: Names in `benchmarks.agent.slots`, frames between two marks, and the bound that `bench-agent` has for CPU time.
 MODELS = (("vww_96_int8", 100, "<= 1.25"), ("vww_96_float", 100, "<= 1.25"), ("mbs_v1", 100, "<= 1.25"), ("mobilenet_v2", 20, "<= 1.03"))
 MODES = ("ours", "bare", "fed")
 #: Stretches of frames between marks, each a round of its own.
