@@ -31,7 +31,7 @@ _MODEL = bytes(16)
 _SOURCES = (
     "benchmarks/drift/group.py",
     "fleet/monitoring/group_looks.py",
-    *(f"protocol/sketches/{name}.py" for name in ("looks", "reference", "scatter", "tail")),
+    *(f"protocol/sketches/{name}.py" for name in ("looks", "reference", "scatter", "shares", "tail")),
 )
 
 
