@@ -447,6 +447,30 @@ def shares_of_random_numbers(d: int, classes: int, generator: np.random.Generato
     return made.rounded()
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (2, False),
+        (4, "0"),
+        (4, 99),
+        (4, -1),
+        (5, bytes(4)),
+        (5, bytes(5)),
+        (6, bytes(4)),
+        (6, bytes(4 * 999)),
+        (7, bytes(8)),
+        (7, b"\xff" * 8),
+    ],
+)
+def test_a_look_at_classes_of_other_parts_is_refused(place: int, value: object):
+    document = cbor2.loads(learned(14).encoded)
+    look = next(one for one in document[7] if one[8] == [])
+    look[place] = value
+    with pytest.raises(InvalidError) as refused:
+        decode_reference(cbor2.dumps(document, canonical=True), GRID)
+    assert refused.value.code == "bad-reference"
+
+
 def test_a_reference_on_another_grid_is_refused():
     with pytest.raises(InvalidError) as refused:
         decode_reference(GOLDEN.read_bytes(), wide_grid())
