@@ -167,7 +167,7 @@ def test_a_claim_that_its_complete_stretch_does_not_confirm_is_a_condition_and_n
 def test_a_claim_at_another_rate_than_the_one_asked_for_is_no_alarm_and_no_lie(site):
     site.wish(false_alarms_per_year=0.001)
     site.take(*site.camera.hours(W0, 24))
-    site.say(raised_at=(W0 + 149) * SUBWINDOW_MS, threshold=10.0)
+    site.say(raised_at=(W0 + 149) * SUBWINDOW_MS, threshold=10.0, look="all-1h", stretch=6)
     evidence = site.camera.evidence(W0 + 144, 6, shift=(-0.3, 0.0, 0.0, 0.0))
     value = site.camera.reference.judged(_summaries(evidence))[-1]
     assert is_alarm(value, 5256.0)
@@ -250,6 +250,7 @@ def test_an_alarm_that_recovered_is_not_raised_again_by_what_raised_it(site):
     with site.database.transaction() as tx:
         drift_store.save_series(tx, replace(series, dirty_from=W0, evidence_state=None), now=site.now)
     drift_tick.tick(site.database, rules=site.rules, now=site.now)
+    site.take(*site.camera.evidence(W0 + 200, 2, shift=DARK))  # late, from while it was open
     assert [one.state for one in site.alarms()] == [AlarmState.CLEARED]
 
 
@@ -297,9 +298,14 @@ def test_hours_that_come_late_may_raise_an_alarm_and_never_clear_one(judging):
 
 @on_sqlite
 def test_an_hour_of_which_two_sub_windows_are_missing_is_not_judged(judging):
-    parts = [judging.camera.scored(W0 + index, shift=DARK) for index in range(6)]
-    judging.take(judging.camera.hour(W0, sub_windows=parts[:4]))
+    nothing = empty(profile().grid)
+    parts = [judging.camera.scored(W0 + index, shift=DARK) for index in range(12)]
+    gaps = [judging.camera.sub_window(W0 + index, nothing) for index in (2, 4)]
+    judging.take(judging.camera.hour(W0, sub_windows=[parts[0], parts[1], gaps[0], parts[3], gaps[1], parts[5]]))
     assert judging.alarms() == []
+    one_missing = [*parts[6:11], judging.camera.sub_window(W0 + 11, nothing)]
+    judging.take(judging.camera.hour(W0 + 6, sub_windows=one_missing))
+    assert len(judging.alarms()) == 1
 
 
 # --- pure ---
