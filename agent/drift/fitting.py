@@ -4,7 +4,6 @@ Nothing is remembered of a fit that is not done: after a crash whoever wanted it
 """
 
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -19,8 +18,6 @@ log = logging.getLogger("mooring.drift")
 
 #: Runs a piece of work, now or beside the caller.
 Start = Callable[[Callable[[], None]], None]
-#: What the thread leaves to all else on the device.
-_NICE = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +69,11 @@ class Fitter:
 
 
 def in_thread(work: Callable[[], None]) -> None:
-    """Run it beside the caller, behind all else that wants the processor; the end of the process does not wait for it."""
+    """Run it beside the caller; the end of the process does not wait for it.
 
-    def run() -> None:
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-        work()
-
-    threading.Thread(target=run, name="drift-fit", daemon=True).start()
+    Of the caller's priority: on a busy device one of a lower priority would wait while it holds the interpreter, and the loop with it.
+    """
+    threading.Thread(target=work, name="drift-fit", daemon=True).start()
 
 
 def _outcome(work: Callable[[], Fitted]) -> Fitted | None:

@@ -67,7 +67,7 @@ def test_a_fit_that_fails_stops_neither_the_loop_nor_the_next_one(caplog):
     assert [one.subject for one in fitter.take()] == [ONE]
 
 
-def test_work_runs_beside_the_caller_and_behind_all_else():
+def test_work_runs_beside_the_caller_and_holds_up_neither_it_nor_the_end_of_the_process():
     found, done = [], threading.Event()
 
     def work() -> None:
@@ -79,8 +79,7 @@ def test_work_runs_beside_the_caller_and_behind_all_else():
     assert done.wait(WAIT_S)
     assert found[0] is not threading.current_thread()
     assert found[0].daemon
-    assert found[1] >= max(mine, 15)
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine
+    assert found[1] == mine, "a thread of a lower priority would keep the interpreter from the loop"
 
 
 def test_windows_are_counted_and_closed_while_a_reference_is_fitted_in_its_thread(tmp_path):
