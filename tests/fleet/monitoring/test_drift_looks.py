@@ -297,6 +297,14 @@ def test_hours_that_come_late_may_raise_an_alarm_and_never_clear_one(judging):
 
 
 @on_sqlite
+def test_what_the_servers_reference_was_learned_from_raises_nothing_against_it(judging):
+    parts = judging.camera.evidence(W0 - 72, 6, shift=DARK)
+    judging.take(judging.camera.hour(W0 - 72, sub_windows=parts, rev=1))
+    assert judging.series().reference_id is not None
+    assert judging.alarms() == []
+
+
+@on_sqlite
 def test_an_hour_of_which_two_sub_windows_are_missing_is_not_judged(judging):
     nothing = empty(profile().grid)
     parts = [judging.camera.scored(W0 + index, shift=DARK) for index in range(12)]
