@@ -1,5 +1,6 @@
 """From the outputs of a model to its answer, by task: one class each, all asked alike; `answerer_for` chooses."""
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -11,6 +12,9 @@ from runtime.detection import Detector
 from runtime.heads import Activation, AnomalyScore, Score
 from runtime.manifest import AnomalyManifest, ClassificationManifest, DetectionManifest, ModelManifest, RegressionManifest
 from runtime.numbers import Output, activate
+
+#: The best of so few classes is found without numpy: its code would come back into caches that the model has emptied, for four operations.
+FEW = 64
 
 
 class Answerer(Protocol):
@@ -56,6 +60,7 @@ class Classifier:
         self._output, self._post = Output(manifest.scores, runtime=manifest.runtime.name), manifest.postprocess
         #: One class, and no activation that looks at all of them: the largest raw number is the best class.
         self._is_plain = self._post.top_k == 1 and self._post.activation is Activation.NONE and self._output.is_integer
+        self._is_few = self._post.top_k == 1 and manifest.scores.size <= FEW
         self.best = 0.0
 
     def run(
@@ -67,6 +72,8 @@ class Classifier:
         reference: Array | None = None,  # noqa: ARG002
     ) -> Classification:
         """The classification in the outputs. Raises: InferFailed when a score is not finite or the output is missing."""
+        if self._is_few:
+            return self._best_of_few(self._output.raw(outputs).reshape(-1).tolist())
         if self._is_plain:
             raw = self._output.raw(outputs).reshape(-1)
             index = int(raw.argmax())
@@ -86,6 +93,22 @@ class Classifier:
         """The score of every class, float32. Raises: InferFailed."""
         values = self._output.real(self._output.raw(outputs).reshape(-1))
         return activate(values, self._post.activation, self._post.temperature)
+
+    def _best_of_few(self, raw: list[float]) -> Classification:
+        """The best class of these raw numbers: the same as by `scores`, but for rounding. Raises: InferFailed."""
+        output, temperature = self._output, self._post.temperature
+        if not math.isfinite(sum(raw)):  # NaN and infinity stay in a sum, and float32 cannot make one of 64 numbers infinite
+            raise output.not_finite()
+        largest = max(raw)
+        match self._post.activation:
+            case Activation.NONE:
+                score = output.real_one(largest)
+            case Activation.SOFTMAX:
+                scale = output.scale if output.is_integer else 1.0
+                score = 1.0 / sum([math.exp((value - largest) * scale / temperature) for value in raw])
+            case Activation.SIGMOID:
+                score = 0.5 * (math.tanh(output.real_one(largest) / (2.0 * temperature)) + 1.0)
+        return self._one(raw.index(largest), score)
 
     def _one(self, index: int, score: float) -> Classification:
         self.best = score

@@ -89,3 +89,24 @@ def test_the_best_k_are_those_of_a_full_sort(values: list[float], k: int):
     seen = [score.index for score in answer(values, manifest(len(values), top_k=k, activation="softmax")).top]
     logits = Classifier(manifest(len(values), activation="softmax")).scores({"y": np.asarray([values], np.float32)})
     assert [float(logits[index]) for index in seen] == sorted(logits.tolist(), reverse=True)[:k]
+
+
+@given(
+    st.lists(st.integers(-128, 127), min_size=2, max_size=64),
+    st.sampled_from(["float32", "int8"]),
+    st.sampled_from(["none", "softmax", "sigmoid"]),
+    st.sampled_from([0.25, 1.0, 4.0]),
+)
+@settings(deadline=None)
+def test_the_best_of_few_is_the_one_that_all_scores_together_say(values: list[int], dtype: str, activation: str, temperature: float):
+    quantized = {"scale": 0.0625, "zero_point": -3} if dtype == "int8" else {}
+    made = manifest(len(values), dtype=dtype, activation=activation, temperature=temperature, **quantized)
+    scores = Classifier(made).scores({"y": np.asarray([values], made.outputs[0].dtype)})
+    answered = answer(values, made).top
+    if max(values) <= 0 and not answered:  # a plain score below the threshold of 0
+        assert scores.max() < 0
+        return
+    (best,) = answered
+    assert best.index == values.index(max(values))
+    assert scores[best.index] == scores.max()
+    assert best.score == pytest.approx(float(scores.max()), rel=1e-5, abs=1e-7)  # the resolution of float32 below 1
