@@ -9,7 +9,7 @@ MQTT keep-alive and watchdogs use system time, never this clock.
 import os
 import threading
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -124,6 +124,17 @@ def _instant(text: str) -> datetime:
 def to_unix_ms(moment: datetime) -> int:
     """Unix milliseconds of an aware moment."""
     return round(moment.timestamp() * 1000)
+
+
+def unix_ms_of(clock: Clock) -> Callable[[], int]:
+    """Tells the clock's Unix milliseconds; of the system's clock without the way over a `datetime`, which costs five times as much."""
+    if isinstance(clock, SystemClock):
+        return _system_unix_ms
+    return lambda: to_unix_ms(clock.now())
+
+
+def _system_unix_ms() -> int:
+    return round(time.time() * 1000)
 
 
 def from_unix_ms(value: int) -> datetime:

@@ -13,7 +13,7 @@ from agent.inference.capture import Capture
 from agent.inference.feeds import Feed, Feeds
 from agent.sources.base import Source
 from agent.sources.states import SourceState
-from protocol.clock import Clock, SystemClock, to_unix_ms
+from protocol.clock import Clock, SystemClock, unix_ms_of
 
 #: Seconds without a sign of life of the capture thread after which it is left behind in its driver and another one opens the source.
 #: Longer than every timeout of the sources themselves.
@@ -184,7 +184,7 @@ class Captures:
             self._open_source(config, self._pace),
             feeds,
             clock=self._pace,
-            now_ms=lambda: to_unix_ms(self._clock.now()),
+            now_ms=unix_ms_of(self._clock),
             next_session=self._next_session,
             is_live=not isinstance(config.source, VideoSource | FolderSource),
         )

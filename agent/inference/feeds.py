@@ -119,6 +119,8 @@ class Feeds:
         self._condition = threading.Condition(self._lock)
         self._feeds: tuple[Feed, ...] = ()
         self._serving = 0
+        #: Somebody left once, and waited: `end` tells nobody before, once per frame.
+        self._is_awaited = False
 
     def __len__(self) -> int:
         return len(self._feeds)
@@ -135,6 +137,7 @@ class Feeds:
         """Serve it no more; returns when the frame that is being served is done, or after the time."""
         with self._condition:
             self._feeds = tuple(one for one in self._feeds if one is not feed)
+            self._is_awaited = True
             self._condition.wait_for(lambda: self._serving == 0, timeout_s)
 
     def begin(self) -> tuple[Feed, ...]:
@@ -147,7 +150,7 @@ class Feeds:
         """All that `begin` returned are served."""
         with self._lock:
             self._serving -= 1
-            if not self._serving:
+            if self._is_awaited and not self._serving:
                 self._condition.notify_all()
 
     def need(self) -> Need | None:

@@ -414,3 +414,5 @@ TO_WORKER: TypeAdapter[Configure | Activate | Commit | Rollback | Deactivate | E
     TypeAdapter(ToWorker)
 )
 FROM_WORKER: TypeAdapter[Ready | Answer | Beat | Prediction | Sampled] = TypeAdapter(FromWorker)
+#: Writes what most messages are, in half the time that looking for its class among all takes.
+PREDICTION: TypeAdapter[Prediction] = TypeAdapter(Prediction)

@@ -27,6 +27,7 @@ from agent.inference.link import Link, LinkClosedError
 from agent.inference.marks import Marks
 from agent.inference.messages import (
     FROM_WORKER,
+    PREDICTION,
     TO_WORKER,
     Activate,
     Answer,
@@ -128,7 +129,7 @@ class Sender:
         while True:
             urgent, others, is_last = self._take(due_s)
             if urgent or others:
-                self._link.send(*(FROM_WORKER.dump_json(message) for message in (*urgent, *others)))
+                self._link.send(*map(_written, (*urgent, *others)))
             if is_last or self._clock.monotonic() >= due_s:
                 due_s = self._clock.monotonic() + self._beat_s
                 self._link.send(FROM_WORKER.dump_json(self._make_beat()))
@@ -155,6 +156,10 @@ class Sender:
 
     def _has_work(self) -> bool:
         return bool(self._urgent or self._predictions or self._is_closing)
+
+
+def _written(message: Answer | Ready | Prediction | Sampled) -> bytes:
+    return PREDICTION.dump_json(message) if isinstance(message, Prediction) else FROM_WORKER.dump_json(message)
 
 
 class Worker:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from protocol.clock import AcceleratedClock, SystemClock, from_environment, from_unix_ms, to_unix_ms
+from protocol.clock import AcceleratedClock, SystemClock, from_environment, from_unix_ms, to_unix_ms, unix_ms_of
 from protocol.errors import ConfigError
 
 #: What the system's clock may be set by while a test runs.
@@ -74,3 +74,11 @@ def test_a_malformed_clock_is_refused_with_what_was_wanted(text: str):
 def test_unix_milliseconds_round_trip():
     moment = datetime(2026, 11, 25, 1, 2, 3, 456000, tzinfo=UTC)
     assert from_unix_ms(to_unix_ms(moment)) == moment
+
+
+def test_unix_milliseconds_are_those_of_the_clock_that_is_asked():
+    origin = _now()
+    past = AcceleratedClock(start=origin - timedelta(days=300), speed=1.0, origin=origin)
+    for clock in (SystemClock(), past):
+        before, told, after = to_unix_ms(clock.now() - SLACK), unix_ms_of(clock)(), to_unix_ms(clock.now() + SLACK)
+        assert before <= told <= after
