@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -37,6 +38,7 @@ FPS = 60.0
 #: Seconds at the beginning of a block that belong to the change.
 SETTLE_S = 1.0
 PATIENCE_S = 120.0
+_PRIORITIES: tuple[Literal["idle", "normal"], ...] = ("idle", "normal")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -53,6 +55,9 @@ class ShadowFigures:
     cpu_of_budget: float
     #: Frames per second that were compared.
     compared_per_s: float
+    #: Cores of the machine that nobody wanted while the shadow ran. A shadow of idle priority gets no more: where this is about 0, its CPU
+    #: says how busy the machine was, not how well it keeps to its budget.
+    idle_cores: float
 
 
 @dataclass
@@ -83,11 +88,11 @@ class Bench:
         if not activation.ok:
             raise RuntimeError(f"the champion does not run: {activation.text}")
 
-    def cast(self, *, runs: bool) -> None:
+    def cast(self, *, runs: bool, priority: Literal["idle", "normal"] = "idle") -> None:
         """Begin or end the shadow, and wait until that is so."""
         wanted = (Candidate(LINE, "2.0", str(self.candidate), (PIPELINE,)),) if runs else ()
         before = len(self.compared)
-        self.shadow.configure(wanted, cpu_share=BUDGET)
+        self.shadow.configure(wanted, cpu_share=BUDGET, priority=priority)
         until((lambda: summed(self.compared[before:]).pairs.compared) if runs else (lambda: self.shadow.pid is None))
 
     def block(self, seconds: float) -> list[float]:
@@ -99,13 +104,19 @@ class Bench:
 
 
 def measure_shadow(
-    champion: BenchModel = MOBILENET, candidate: BenchModel = MOBILENET, *, rounds: int = ROUNDS, seconds: float = SECONDS
+    champion: BenchModel = MOBILENET,
+    candidate: BenchModel = MOBILENET,
+    *,
+    rounds: int = ROUNDS,
+    seconds: float = SECONDS,
+    priority: Literal["idle", "normal"] = "idle",
 ) -> ShadowFigures:
     """Blocks of so many seconds, with and without the shadow in turn. Raises: RuntimeError; FileNotFoundError without the shared data."""
     apart: list[list[float]] = []
     beside: list[list[float]] = []
     cpu: list[float] = []
     rates: list[float] = []
+    idle: list[float] = []
     with tempfile.TemporaryDirectory(prefix="mooring-shadow-") as scratch:
         video, folder = Path(scratch) / "frames.avi", Path(scratch)
         make_video(video, fps=FPS, frames=int(FPS * 10))
@@ -114,12 +125,14 @@ def measure_shadow(
             for _ in range(rounds):
                 bench.cast(runs=False)
                 apart.append(bench.block(seconds))
-                bench.cast(runs=True)
+                bench.cast(runs=True, priority=priority)
                 began_cpu_s, began_s, began = _cpu_s(bench.shadow.pid), time.monotonic(), len(bench.compared)
+                began_idle_s = _idle_s()
                 beside.append(bench.block(seconds))
                 wall_s = time.monotonic() - began_s
                 cpu.append((_cpu_s(bench.shadow.pid) - began_cpu_s) / wall_s / BUDGET)
                 rates.append(summed(bench.compared[began:]).pairs.compared / wall_s)
+                idle.append((_idle_s() - began_idle_s) / wall_s)
     return ShadowFigures(
         p99_without=_median_of(apart, 99),
         p99_with=_median_of(beside, 99),
@@ -127,6 +140,7 @@ def measure_shadow(
         p50_with=_median_of(beside, 50),
         cpu_of_budget=statistics.median(cpu),
         compared_per_s=statistics.median(rates),
+        idle_cores=statistics.median(idle),
     )
 
 
@@ -140,6 +154,12 @@ def _cpu_s(pid: int | None) -> float:
         raise RuntimeError("the shadow ended in the middle of its block")
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def _idle_s() -> float:
+    """Seconds that the machine's cores had nothing to do so far, added up; waiting for a disk is nothing to do."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()
+    return (int(fields[4]) + int(fields[5])) / _TICKS
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -166,9 +186,10 @@ def main(arguments: list[str]) -> int:
     rounds = int(arguments[0]) if arguments else ROUNDS
     seconds = float(arguments[1]) if len(arguments) > 1 else SECONDS
     for model in (MOBILENET, VWW_INT8):
-        found = measure_shadow(model, model, rounds=rounds, seconds=seconds)
-        values = {name: round(getattr(found, name), 4) for name in ShadowFigures.__dataclass_fields__}
-        print(json.dumps({"model": model.name, "load": os.getloadavg()[0], **values}))
+        for priority in _PRIORITIES:
+            found = measure_shadow(model, model, rounds=rounds, seconds=seconds, priority=priority)
+            values = {name: round(getattr(found, name), 4) for name in ShadowFigures.__dataclass_fields__}
+            print(json.dumps({"model": model.name, "priority": priority, "load": os.getloadavg()[0], **values}), flush=True)
     return 0
 
 
