@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fleet.monitoring.detectors import DoubleArray, IntArray
-from protocol.sketches.looks import Look, LookReference
+from protocol.sketches.looks import Look, LookReference, Modes
 from protocol.sketches.reference import DeviceReference
 
 #: Rows are hours: one, three, six and twenty-four of them. Set on sites of the study alone.
@@ -33,6 +33,7 @@ class Member:
     reference: DeviceReference
     #: Of its reference, the one whose stretch is nearest to an hour.
     look: LookReference
+    modes: Modes
     #: float64[modes, k], float64[modes, k, k] in the k coordinates of the look.
     means: DoubleArray
     precisions: DoubleArray
@@ -48,11 +49,11 @@ class Member:
 def member_of(reference: DeviceReference) -> Member:
     """The device as part of a group."""
     hours = HOURS_PER_DAY / reference.per_day
-    wide = [one for one in reference.looks if not one.look.is_classes]
-    look = min(wide, key=lambda one: abs(np.log(one.look.subwindows * hours)))
-    roots = [cloud.inverse / cloud.deviation for cloud in look.modes.clouds]
-    means = np.stack([cloud.mean for cloud in look.modes.clouds])
-    return Member(reference, look, means, np.stack([root.T @ root for root in roots]), look.tail.q)
+    wide = [(one, one.modes) for one in reference.looks if isinstance(one.modes, Modes) and not one.look.is_classes]
+    look, modes = min(wide, key=lambda pair: abs(np.log(pair[0].look.subwindows * hours)))
+    roots = [cloud.inverse / cloud.deviation for cloud in modes.clouds]
+    means = np.stack([cloud.mean for cloud in modes.clouds])
+    return Member(reference, look, modes, means, np.stack([root.T @ root for root in roots]), look.tail.q)
 
 
 def merged(members: Sequence[Member], summaries: DoubleArray, *, of: int) -> DoubleArray:
@@ -68,7 +69,7 @@ def merged(members: Sequence[Member], summaries: DoubleArray, *, of: int) -> Dou
         its = member.reference.filled(summary[None])[0, member.look.coordinates]
         if np.isnan(its).any():
             continue
-        mode = int(member.look.modes.nearest(its[None])[0])
+        mode = int(member.modes.nearest(its[None])[0])
         residual, precision = its - member.means[mode], member.precisions[mode]
         part = precision @ residual
         distance = float(residual @ part)
