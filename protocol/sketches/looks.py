@@ -81,7 +81,7 @@ LOOKS = (
     Look("classes-1h", 6, is_classes=True, modes=0, share=0.15, shape=CLASSES_SHAPE),
     Look("classes-3h", 18, is_classes=True, modes=0, share=0.25, shape=CLASSES_SHAPE),
 )
-#: One ellipsoid of all: what groups of devices, which are judged by blocks, compare with.
+#: One ellipsoid of all: what the residuals of a device against its group are compared with.
 ONE_CLOUD = (Look("all", 1, is_classes=False, modes=1, share=1.0),)
 #: The same as `LOOKS` where a row is an hour.
 HOURLY_LOOKS = (
