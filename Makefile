@@ -45,6 +45,9 @@ $(TFLITE_VENV)/.installed: requirements/tflite.txt
 	touch $@
 
 # The other delta tools, and PyTorch and the exporters that make the benchmark's own pairs (about 2 GB with the CPU build of PyTorch).
+# a file, which the pattern bench-% below would take for a benchmark
+requirements/bench-torch.txt: ;
+
 $(BENCH_VENV)/.installed: requirements/bench.txt requirements/bench-torch.txt
 	$(call make_venv,$(BENCH_VENV),requirements/bench.txt)
 	$(BENCH_VENV)/bin/python -m pip install --quiet -r requirements/bench-torch.txt
