@@ -4,6 +4,7 @@ The child infers evaluation data with the device's own code, and some of the pic
 survives whatever the runtime or the data do to it.
 """
 
+import io
 import json
 import os
 import resource
@@ -46,7 +47,9 @@ MIN_DAMAGED, MAX_DAMAGED, DAMAGED_CPU_S = 48, 192, 240.0
 DAMAGED_OF_PLACE = 64
 #: A profile of frames or windows of which fewer gave an answer would tell too little.
 _MIN_ANSWERED = 0.5
-_EVALUATION, _ANSWER = "evaluation", "answer.json"
+#: Inputs that are kept for golden vectors, evenly spaced among the evaluation data, and bytes of them all.
+MAX_INPUTS, MAX_INPUT_BYTES = 16, 4 << 20
+_EVALUATION, _ANSWER, _INPUTS = "evaluation", "answer.json", "inputs.npy"
 _MAX_ANSWER_BYTES, _MAX_SAID = 64 << 10, 2000
 _NICENESS = 10
 
@@ -78,6 +81,8 @@ class Profiled:
     profile: ModelProfile
     #: Features that are not watched, and why: "constant", "missing", "like NAME", "limit".
     left_out: dict[str, str]
+    #: What the model was given of some of the evaluation data: its first input, [n, *shape]; n may be 0.
+    inputs: Array
 
 
 def make_in_child(model: Path, manifest: ModelManifest, evaluation: Path) -> Profiled:
@@ -99,7 +104,22 @@ def make_in_child(model: Path, manifest: ModelManifest, evaluation: Path) -> Pro
         if "error" in answer:
             raise InvalidError(str(answer["error"]), code=str(answer["code"]), hint=answer.get("hint"))
         data = read_bounded(folder / FILE_NAME, MAX_PROFILE_BYTES)
-    return Profiled(data, decode_profile(data), dict(answer["left_out"]))
+        inputs = _read_inputs(folder / _INPUTS, manifest.inputs[0])
+    return Profiled(data, decode_profile(data), dict(answer["left_out"]), inputs)
+
+
+def _read_inputs(path: Path, tensor: TensorDescription) -> Array:
+    """What the child kept; it ran a model from outside, so its word is checked."""
+    try:
+        inputs = np.load(io.BytesIO(read_bounded(path, MAX_INPUT_BYTES + 4096)), allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        raise InvalidError("The profile could not be made: the child left no inputs.", code="profile-crashed") from None
+    if inputs.dtype != tensor.dtype or inputs.shape[1:] != tuple(tensor.shape) or len(inputs) > MAX_INPUTS:
+        raise InvalidError(
+            f"The profile could not be made: inputs of {inputs.dtype}{list(inputs.shape)}; wanted {tensor.dtype}[n, {list(tensor.shape)}].",
+            code="profile-crashed",
+        )
+    return np.asarray(inputs)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -152,14 +172,18 @@ def _run_child(folder: Path) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Make the profile of the folder's model from the folder's evaluation data; leaves `answer.json`, and `profile.cbor` beside it."""
+    """Make the profile of the folder's model from the folder's evaluation data.
+
+    Leaves `answer.json`, and beside it `profile.cbor` and some of the inputs, `inputs.npy`.
+    """
     folder = Path(arguments[0])
     limit_child()
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 5))
     os.nice(_NICENESS)
     try:
-        profile, left_out = _make(folder)
+        profile, left_out, inputs = _make(folder)
         (folder / FILE_NAME).write_bytes(encode_profile(profile))
+        np.save(folder / _INPUTS, inputs, allow_pickle=False)
         answer: dict[str, object] = {"left_out": left_out}
     except MemoryError:
         answer = {"error": "The evaluation data do not fit into memory.", "code": "too-large", "hint": "Bring smaller or fewer frames."}
@@ -169,14 +193,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _make(folder: Path) -> tuple[ModelProfile, dict[str, str]]:
+def _make(folder: Path) -> tuple[ModelProfile, dict[str, str], Array]:
     manifest = read_slot(folder)
     try:
         loaded = load_first(folder, manifest, BackendOptions())
     except BackendError as error:
         raise InvalidError(f"The model cannot answer evaluation data here: {error.message}", code=error.code, hint=error.hint) from error
     with open_evaluation(folder / _EVALUATION, manifest) as evaluation:
-        judge = _Judge(manifest, loaded.backend)
+        judge = _Judge(manifest, loaded.backend, wanted=evaluation.count)
         rows, damaged = _frames(judge, evaluation) if manifest.preprocess is not None else (_windows(judge, evaluation), {})
     if len(rows.values) < max(2, _MIN_ANSWERED * evaluation.count):
         raise InvalidError(
@@ -186,14 +210,20 @@ def _make(folder: Path) -> tuple[ModelProfile, dict[str, str]]:
         )
     made_at_ms = int(from_environment().now().timestamp() * 1000)  # windows of before the grid was made are refused
     profile, selection = make_profile(rows, made_at_ms=made_at_ms, damaged=damaged)
-    return profile, dict(selection.left_out)
+    return profile, dict(selection.left_out), judge.inputs
 
 
 class _Judge:
     """Infers inputs one by one and keeps the rows that come of them."""
 
-    def __init__(self, manifest: ModelManifest, backend: Backend) -> None:
+    def __init__(self, manifest: ModelManifest, backend: Backend, *, wanted: int) -> None:
+        """`wanted`: frames or windows that are to come, of which some evenly spaced ones are kept as inputs."""
         self.manifest, self._backend = manifest, backend
+        source = manifest.inputs[0]
+        room = min(MAX_INPUTS, MAX_INPUT_BYTES // (source.size * np.dtype(source.dtype).itemsize))
+        self._every, self._room = -(-wanted // max(1, room)), room
+        self._kept: list[Array] = []
+        self._seen = 0
         self._answerer, self._extractor = answerer_for(manifest), Extractor(manifest)
         self._states = {one.name: np.full(one.shape, one.zero_point or 0, one.dtype) for one in manifest.inputs[1:]}
 
@@ -209,6 +239,18 @@ class _Judge:
             raise InvalidError(f"The model failed on evaluation data: {error.message}", code=error.code) from error
         row = self._extractor.row(tensor, answer, outputs=outputs, size=origin.size, readings=origin.readings)
         return row.copy(), self._extractor.labels, _place(answer, self.manifest, self._extractor.labels)
+
+    def keep(self, tensor: Array) -> None:
+        """Note what the model is given of a frame or window as it is."""
+        if self._seen % self._every == 0 and len(self._kept) < self._room:
+            self._kept.append(tensor.copy())
+        self._seen += 1
+
+    @property
+    def inputs(self) -> Array:
+        """What was kept: [n, *shape]."""
+        source = self.manifest.inputs[0]
+        return np.stack(self._kept) if self._kept else np.empty((0, *source.shape), source.dtype)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -266,6 +308,7 @@ def _windows(judge: _Judge, evaluation: Evaluation) -> Rows:
             if error.code != "not_finite":
                 raise
             continue
+        judge.keep(tensor)
         collected.add(tensor, said, _Origin(readings=readings, reference=filler.values))
     return collected.rows()
 
@@ -283,7 +326,9 @@ def _frames(judge: _Judge, evaluation: Evaluation) -> tuple[Rows, dict[tuple[str
     spent_s, done = 0.0, 0
     for index, (frame, said) in enumerate(zip(evaluation.items, _said_of(evaluation), strict=True)):
         picture, origin = pictures.of(frame), _Origin(size=(frame.shape[0], frame.shape[1]))
-        plain.add(filler.fill(picture), said, origin)
+        tensor = filler.fill(picture)
+        judge.keep(tensor)
+        plain.add(tensor, said, origin)
         if index not in chosen or (done >= MIN_DAMAGED and spent_s > DAMAGED_CPU_S * (index + 1) / evaluation.count):
             continue
         began_s = time.process_time()

@@ -12,7 +12,9 @@ from fleet.registry import service
 from fleet.registry.importing import inspect_upload
 from protocol.errors import InvalidError
 from runtime.golden import MAX_GOLDEN_BYTES, compare, decode
+from runtime.inputs import Layout, TensorDescription
 from runtime.manifest import load_draft, parse_draft
+from runtime.preprocess import Preprocessor, plan_for
 from runtime.probe import run_goldens
 
 LABELS = ["cat", "dog"]
@@ -61,6 +63,21 @@ def test_a_float_model_of_224_pixels_is_imported_with_as_many_golden_vectors_as_
 
 def test_a_float_model_of_512_pixels_gets_the_one_vector_that_fits(tmp_path):
     assert len(decode(inspect_upload(float_model(tmp_path / "model.onnx", 512), draft()).golden).inputs) == 1
+
+
+def test_golden_vectors_are_made_of_the_evaluation_data_where_there_are_any(tmp_path):
+    random = np.random.default_rng(3)
+    frames = random.integers(0, 256, (130, 64, 64, 3), np.uint8)
+    np.savez(tmp_path / "street.npz", frames=frames)
+    found = inspect_upload(float_model(tmp_path / "model.onnx", 224), draft(), evaluation=tmp_path / "street.npz")
+    vectors = [one["image"] for one in decode(found.golden).inputs]
+    assert len(vectors) == 6
+    assert found.profiled is not None
+    tensor = TensorDescription(name="image", shape=(1, 3, 224, 224), layout=Layout.NCHW, dtype="float32")
+    runner = Preprocessor(plan_for(tensor, draft().preprocess))
+    # every 22nd of 130 frames, as the device makes its input of them
+    for vector, place in zip(vectors, range(0, 130, 22), strict=True):
+        assert np.array_equal(vector, runner.run(np.ascontiguousarray(frames[place][:, :, ::-1])))
 
 
 def test_a_model_of_which_not_even_one_vector_fits_is_refused_with_what_to_do(registry, tmp_path):
