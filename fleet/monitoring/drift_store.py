@@ -129,12 +129,15 @@ def count_series(tx: db.Connection, tenant: TenantId, devices: Collection[Device
 
 
 def find_current(tx: db.Connection, tenant: TenantId, device: DeviceId, pipeline: str, *, is_held: bool = False) -> SeriesRow | None:
-    """The series that the pipeline writes now: the one with the latest window; None when it never sent one."""
+    """The series that the pipeline writes now: the one with the latest window; None when it never sent one.
+
+    Of two that share an hour the one that began later: a release replaced the other.
+    """
     table = drift_tables.drift_series
     statement = (
         sa.select(table)
         .where(table.c.tenant == tenant, table.c.device == device, table.c.pipeline == pipeline, table.c.src == 0)
-        .order_by(table.c.next_w0.desc(), table.c.series_key)
+        .order_by(table.c.next_w0.desc(), table.c.first_w0.desc(), table.c.series_key)
         .limit(1)
     )
     row = tx.execute(statement.with_for_update() if is_held else statement).one_or_none()

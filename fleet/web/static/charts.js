@@ -22,7 +22,7 @@
     return (plot) => {
       const { ctx, bbox } = plot;
       ctx.save();
-      for (const mark of marks) {
+      for (const [row, mark] of marks.entries()) {
         const x = Math.round(plot.valToPos(mark.t, "x", true));
         if (x < bbox.left || x > bbox.left + bbox.width) {
           continue;
@@ -37,10 +37,36 @@
         ctx.fillStyle = color("--m-text");
         ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
         ctx.textAlign = "left";
-        ctx.fillText(mark.label, x + 4, bbox.top + 14 * devicePixelRatio);
+        ctx.fillText(mark.label, x + 4, bbox.top + 14 * (row + 1) * devicePixelRatio);
       }
       ctx.restore();
     };
+  }
+
+  const HOUR_S = 3600;
+  // Marks are in the picture; and one point alone, which uPlot gives an axis of years, gets an hour.
+  function span(marks) {
+    return (plot, low, high) => {
+      const moments = [...plot.data[0], ...marks.map((mark) => mark.t)];
+      if (moments.length === 0) {
+        return [low, high];
+      }
+      const first = Math.min(...moments);
+      const last = Math.max(...moments);
+      const lacking = Math.max(0, HOUR_S - (last - first)) / 2;
+      return [first - lacking, last + lacking];
+    };
+  }
+
+  // Of a logarithmic axis powers of ten alone, and of many of them every second, third, …
+  function decades(_plot, splits) {
+    const powers = splits.map((value) => Math.log10(value));
+    const whole = powers.filter((power) => Math.abs(power - Math.round(power)) < 1e-6);
+    const every = Math.max(1, Math.ceil(whole.length / 6));
+    return splits.map((value, index) => {
+      const power = Math.round(powers[index]);
+      return Math.abs(powers[index] - power) < 1e-6 && power % every === 0 ? value : null;
+    });
   }
 
   function options(element, given) {
@@ -53,7 +79,7 @@
       fmtDate: (template) => uPlot.fmtDate(template.replaceAll("{h}", "{H}").replaceAll("{aa}", "").replaceAll("{M}/{D}/{YY}", "{YYYY}-{MM}-{DD}")),
       legend: { show: false },
       cursor: { drag: { x: false, y: false } },
-      scales: { y: given.log ? { distr: 3 } : { range: (_plot, low, high) => [Math.min(0, low), high > 0 ? high * 1.1 : 1] } },
+      scales: { x: { range: span(given.marks) }, y: given.log ? { distr: 3 } : { range: (_plot, low, high) => [Math.min(0, low), high > 0 ? high * 1.1 : 1] } },
       series: [
         {},
         ...given.lines.map((line, index) => ({
@@ -66,7 +92,12 @@
       ],
       axes: [
         { ...axis, space: 70 },
-        { ...axis, size: 56, values: (_plot, ticks) => ticks.map(short) },
+        {
+          ...axis,
+          size: 56,
+          values: (_plot, ticks) => ticks.map(short),
+          ...(given.log ? { filter: decades, grid: { ...axis.grid, filter: decades } } : {}),
+        },
       ],
       hooks: { draw: [marked(given.marks)] },
     };

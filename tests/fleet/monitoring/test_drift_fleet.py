@@ -1,11 +1,13 @@
 """Drift of many devices: groups with a reference of their own, peers, budgets, the server's own check, labels; profiles of releases."""
 
+import hashlib
 from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
 import pytest
-from simulators.messages import TS
+from simulators.messages import TS, incoming
+from simulators.messages import body as message_body
 from simulators.sketches import MODEL, W0, WatchedDevice, add_profile, enroll, profile
 
 from fleet import audit
@@ -159,6 +161,30 @@ def test_a_device_unlike_its_peers_is_shown_and_raises_nothing_by_that(database,
     peers = {row.state.device: row.state.peer_p for row in rows}
     assert min(peers, key=lambda name: peers[name]) == "cam-3"
     assert all(one.subject.kind is SubjectKind.DEVICE for one in drift_service.list_alarms(database, T0))
+
+
+@on_sqlite
+def test_of_two_releases_that_share_an_hour_each_pipeline_shows_the_newer_one(database, cameras):
+    newer = hashlib.sha256(b"newer model").digest()[:16]
+    add_profile(database, model=newer)
+    send(database, cameras, lambda camera: camera.hours(W0, 2), now=moment_of(W0 + 12))
+    for camera in cameras:
+        camera.model = newer
+    # the hour in which the release came has windows of both, and their revisions differ
+    send(database, cameras, lambda camera: [camera.hour(W0 + 6, rev=1)], now=moment_of(W0 + 12))
+    settle(database, now=moment_of(W0 + 12))
+    rows = drift_reading.device_overview(database, T0)
+    assert {row.state.device: row.state.model for row in rows} == dict.fromkeys(NAMES, newer.hex())
+    assert len(rows) == len(NAMES)
+    with database.reading() as tx:
+        current = [drift_store.find_current(tx, T0, DeviceId(name), "front") for name in NAMES]
+    assert {row.model for row in current if row is not None} == {newer.hex()}
+    # what the device says of itself counts more than which began later
+    say = {"pipelines": [{"pipeline": "front", "line": "animals", "model": MODEL.hex(), "grade": "calibrated"}]}
+    said = incoming("mooring/1/t0/d/cam-1/drift", message_body(9, **say))
+    ingest_batch(database, [said], rules=INGEST, now=moment_of(W0 + 12))
+    rows = drift_reading.device_overview(database, T0)
+    assert {row.state.model for row in rows if row.state.device == "cam-1"} == {MODEL.hex()}
 
 
 @on_sqlite
