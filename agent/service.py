@@ -147,6 +147,8 @@ class Service:
         self._twin = Twin(self.store, config, identity)
         self._flow, self._told_configuration = Flow(), -1
         self._told_drift = -1
+        #: Held while what is in force becomes another: the status is asked for by other threads.
+        self._configuring = threading.RLock()
         self.configuration = self._open_configuration(identity)
         self._device_type = config.device_type or (identity.enrollment.device_type if identity else "")
         slots, beside = Slots(config.slots_dir), Slots(config.candidates_dir)
@@ -247,9 +249,10 @@ class Service:
         self._ticks += 1
         if self._joined is None and self._ticks % ENROLLMENT_LOOK_TICKS == 0 and self._find_identity() is not None:
             self.stop()  # to be wired anew, with the identity
-        self._try_configuration()
         with suppress(DeviceError):  # of the store, which remembers it as its trouble: `_watch` tells
-            self._apply_desired()
+            with self._configuring:  # who asks meanwhile hears of both or of neither
+                self._try_configuration()
+                self._apply_desired()
             self._take_predictions()
             self._send_windows()
             self._compare()
@@ -468,7 +471,10 @@ class Service:
 
     def _configuration_body(self) -> dict[str, Any] | None:
         keeper = self.configuration
-        return None if keeper is None else configuration_body(keeper.pointer, keeper.in_force, self._twin.in_force)
+        if keeper is None:
+            return None
+        with self._configuring:
+            return configuration_body(keeper.pointer, keeper.in_force, self._twin.in_force)
 
     # --- what is said about this device ---
 

@@ -12,7 +12,7 @@ from console_site import DEVICE_TYPE, DIGITS, PASSWORD, ConsoleSite, upload_digi
 from fleet.governance.permissions import ACTIONS, PERMISSIONS
 from fleet.registry.signing import load_key, sign_line_role
 from fleet.web import admin_api
-from fleet.web.admin import alerts, bundles, campaigns, configurations, devices, drift, governance, people, references, registry
+from fleet.web.admin import alarms, alerts, bundles, campaigns, configurations, devices, drift, governance, people, references, registry
 from protocol.ids import LineName
 from runtime.manifest import load_draft
 
@@ -41,7 +41,7 @@ def slug(answer: httpx.Response) -> tuple[int, str]:
 
 def routes() -> list[tuple[str, str]]:
     found = []
-    for part in (people, devices, registry, governance, campaigns, configurations, bundles, alerts, drift, references):
+    for part in (people, devices, registry, governance, campaigns, configurations, bundles, alarms, alerts, drift, references):
         for route in part.router.routes:
             for method in route.methods:
                 path = route.path
