@@ -80,6 +80,6 @@ def _outcome(work: Callable[[], Fitted]) -> Fitted | None:
     """What the work returned; None when it failed: the loop goes on, and it is asked for again."""
     try:
         return work()
-    except Exception:
+    except Exception:  # of whatever kind: an end of this thread that nobody hears of would leave the fit running for ever
         log.exception("drift.fit-failed")
         return None

@@ -72,7 +72,8 @@ def profile(without: str = "") -> ModelProfile:
 def places() -> dict[str, dict[str, Rows]]:
     """Rows of each place, as it is and after each damage; made and stored where they are not yet."""
     if not _KEPT.exists():
-        np.savez(_KEPT, **{f"{place}|{shift}": rows for place, its in _taken().items() for shift, rows in its.items()})  # type: ignore[arg-type]
+        arrays = {f"{place}|{shift}": rows for place, its in _taken().items() for shift, rows in its.items()}
+        np.savez(_KEPT, **arrays)  # type: ignore[arg-type]  # stub: allow_pickle
     found: dict[str, dict[str, Rows]] = {}
     with np.load(_KEPT) as stored:
         for name in stored.files:
