@@ -5,7 +5,6 @@ import binascii
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -77,7 +76,7 @@ def own_fit(rows: DriftStore, watched: Watched, w0: int, *, is_indoor: bool) -> 
         except InvalidError as error:
             log.warning("drift.not-fitted pipeline=%s text=%s", subject.pipeline, str(error)[:200])
             return nothing
-        return replace(nothing, reference=reference, usual_rows=float(median(counts)))
+        return replace(nothing, reference=reference, usual_rows=float(np.median(counts)))
 
     return work
 

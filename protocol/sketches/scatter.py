@@ -1,7 +1,6 @@
 """Mean and shrunk covariance of summary vectors, and the distance T² of others from them (DRIFT 5.2); float64, pure."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -36,9 +35,9 @@ class Scatter:
         if not is_so:
             raise InvalidError("A covariance of contradicting sizes or not finite; wanted d, d and d by d numbers.", code="bad-reference")
 
-    @cached_property
+    @property
     def inverse(self) -> DoubleArray:
-        """L⁻¹, float64[d, d]. Raises: InvalidError (bad-reference) when there is none."""
+        """L⁻¹, float64[d, d], made anew: whoever asks often keeps what it makes of it. Raises: InvalidError (bad-reference) without one."""
         try:
             inverse = np.tril(np.linalg.inv(self.factor))
         except np.linalg.LinAlgError:
@@ -60,8 +59,8 @@ class Scatter:
 
     def contributions(self, summary: DoubleArray) -> DoubleArray:
         """x_j (Σ̂⁻¹ x)_j of one vector: float64[d]; they add up to T²."""
-        x = self.standardized(summary[None]).reshape(-1)
-        return np.asarray(x * (self.inverse.T @ (self.inverse @ x)), dtype=np.float64)
+        x, inverse = self.standardized(summary[None]).reshape(-1), self.inverse
+        return np.asarray(x * (inverse.T @ (inverse @ x)), dtype=np.float64)
 
     def part(self, coordinates: IntArray) -> "Scatter":
         """The scatter of some coordinates alone. Raises: InvalidError when none are left."""

@@ -25,13 +25,14 @@ class Summarizer:
         self.grid = grid
         self.features = len(grid.features)
         self.dimensions = 2 * self.features + len(grid.classes)
-        self._weights: DoubleArray = np.zeros((grid.cells, 2 * self.features))
         self._nan = list(grid.offsets[:-1])
+        #: What each cell tells of its feature's place and of its spread, float64[grid.cells]; NaN cells tell nothing.
+        self._place: DoubleArray = np.zeros(grid.cells)
+        self._spread: DoubleArray = np.zeros(grid.cells)
         for index, feature in enumerate(grid.features):
-            scores = cell_scores(feature)
             part = slice(grid.offsets[index] + 1, grid.offsets[index + 1])
-            self._weights[part, index] = scores
-            self._weights[part, self.features + index] = scores**2 - 1
+            self._place[part] = scores = cell_scores(feature)
+            self._spread[part] = scores**2 - 1
 
     def summarize(self, cells: IntArray, classes: IntArray) -> DoubleArray:
         """float64[n, d] of cells int64[n, grid.cells] and classes int64[n, L].
@@ -41,7 +42,7 @@ class Summarizer:
         rows = cells[:, : self.grid.offsets[1]].sum(axis=1)[:, None]
         values = np.tile(rows - cells[:, self._nan], (1, 2))
         objects = classes.sum(axis=1, keepdims=True)
-        sums = cells.astype(np.float64) @ self._weights
+        sums = np.concatenate([np.add.reduceat(cells * told, self._nan, axis=1) for told in (self._place, self._spread)], axis=1)
         means = np.divide(sums, values, out=np.full_like(sums, np.nan), where=values > 0)
         shares = np.divide(classes, objects, out=np.full(classes.shape, np.nan), where=objects > 0)
         return np.concatenate([means, shares], axis=1)

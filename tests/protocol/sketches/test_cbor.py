@@ -1,6 +1,8 @@
 """The subset of CBOR that sketches are written in."""
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import cbor2
@@ -40,6 +42,28 @@ def test_what_was_encoded_is_decoded(value: Any):
         assert "nested" in error.message  # noqa: PT017 - the one reason there may be
     else:
         assert found == value
+
+
+@FEW
+@given(values)
+def test_bytes_are_those_of_cbor2s_canonical_form(value: Any):
+    assert cbor.encode(value) == cbor2.dumps(value, canonical=True)
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, 5e-324, 65504.0, 65520.0, 3.4028234663852886e38, 1e39, -0.0, 2**-24, 2**-25])
+def test_a_float_has_the_shortest_form_that_holds_it(value: float):
+    assert cbor.encode(value) == cbor2.dumps(value, canonical=True)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), 2**64, -(2**64) - 1, [1, {2: b"x", 3: 1j}]])
+def test_what_has_no_form_here_is_not_written(value: Any):
+    with pytest.raises(TypeError):
+        cbor.encode(value)
+
+
+def test_writing_and_reading_sketches_brings_no_other_encoder():
+    script = "import sys, protocol.sketches.codec, protocol.sketches.reference; print('cbor2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 @FEW
