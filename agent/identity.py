@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import ssl
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -289,7 +290,8 @@ def open_client(
 
     Raises, inside the block: TransferError naming the URL; a certificate that is not valid yet or any more says so.
     """
-    import httpx
+    with _without_its_command_line():
+        import httpx
 
     try:
         with (
@@ -301,6 +303,16 @@ def open_client(
         raise _transfer_error(error, base_url) from None
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise InvalidError(f"{base_url!r} is not a usable URL: {error}.", hint="Wanted: https://host[:port].") from None
+
+
+@contextmanager
+def _without_its_command_line() -> Iterator[None]:
+    """The first import of httpx in the block leaves out `httpx._main`, with click, rich and pygments: 4 MiB that no agent needs."""
+    sys.modules["httpx._main"] = None  # type: ignore[assignment]  # the import system's mark of what is not to be found
+    try:
+        yield
+    finally:
+        sys.modules.pop("httpx._main", None)
 
 
 def read_answer(client: "httpx.Client", method: str, path: str, *, json_body: bytes | None = None, limit: int = MAX_ANSWER_BYTES) -> bytes:

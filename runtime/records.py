@@ -5,11 +5,13 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
+import os
 import platform
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,8 +27,10 @@ RUNTIMES_FILE, MODELS_FILE, TUNING_FILE = "runtimes.json", "models.json", "tunin
 MAX_CRASHES = 2
 #: Entries of one file; the oldest go first. A device has few lines, and two slots of each.
 MAX_ENTRIES = 256
-#: Held over reading and writing: self-tests and the supervision of the running process count in one file.
-_WRITING = threading.RLock()
+#: Held over reading and writing, with a lock on the folder: self-tests and the supervision of the running process, which are processes of
+#: their own, count in one file.
+_WRITING = threading.Lock()
+LOCK_FILE = "records.lock"
 _MAX_BYTES = 1 << 20
 _MAX_TEXT = 500
 _PACKAGES = {"litert": "ai-edge-litert", "tflite": "tflite-runtime", "onnx": "onnxruntime", "litert-compiled": "ai-edge-litert"}
@@ -60,17 +64,30 @@ class Kept:
 
     def put(self, key: str, record: Mapping[str, Any], *, replaces: Callable[[dict[str, Any]], bool] | None = None) -> None:
         """Keep the record, as the newest, in place of those that it replaces. What the disk does not take is not kept."""
+        with self.alone():
+            self.put_alone(key, record, replaces=replaces)
+
+    def put_alone(self, key: str, record: Mapping[str, Any], *, replaces: Callable[[dict[str, Any]], bool] | None = None) -> None:
+        """As `put`, for who works alone already."""
         if self._path is None:
             return
-        with _WRITING:
-            self._put(self._path, key, record, replaces)
-
-    def _put(self, path: Path, key: str, record: Mapping[str, Any], replaces: Callable[[dict[str, Any]], bool] | None) -> None:
         kept = {other: value for other, value in self.all().items() if other != key and not (replaces and replaces(value))}
         newest = dict([*kept.items(), (key, dict(record))][-MAX_ENTRIES:])
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(newest).encode())
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path, json.dumps(newest).encode())
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other thread or process writes meanwhile; where the disk takes no lock, no other thread. Not to be nested."""
+        with _WRITING, contextlib.ExitStack() as held:
+            if self._path is not None:
+                with contextlib.suppress(OSError):
+                    self._path.parent.mkdir(parents=True, exist_ok=True)
+                    descriptor = os.open(self._path.parent / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                    held.callback(os.close, descriptor)
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +122,12 @@ class ModelRecords:
 
     def note(self, record: ModelRecord) -> None:
         """Keep the result of a self-test; crashes add up, and a result that is good forgets none."""
-        with _WRITING:
+        with self._kept.alone():
             self._put(dataclasses.replace(record, text=record.text[:_MAX_TEXT], crashes=record.crashes + self.crashes(record)))
 
     def crashed(self, artifact: str, candidate: str) -> int:
         """Count a death in use; returns how many there are now."""
-        with _WRITING:
+        with self._kept.alone():
             known = self.find(artifact, candidate) or ModelRecord(artifact, candidate)
             counted = dataclasses.replace(known, crashes=known.crashes + 1)
             self._put(counted)
@@ -131,7 +148,7 @@ class ModelRecords:
         def is_same(value: dict[str, Any]) -> bool:
             return (value.get("artifact"), value.get("candidate")) == (record.artifact, record.candidate)
 
-        self._kept.put(self._key(record.artifact, record.candidate), dataclasses.asdict(record), replaces=is_same)
+        self._kept.put_alone(self._key(record.artifact, record.candidate), dataclasses.asdict(record), replaces=is_same)
 
     def _key(self, artifact: str, candidate: str) -> str:
         backend, _, provider = candidate.partition(":")

@@ -40,6 +40,7 @@ from agent.inference.messages import (
 from agent.inference.pressure import Easing, read_pressure
 from agent.inference.quarantine import Quarantine
 from agent.inference.rates import Rate
+from agent.inference.trial import Trial, run_trial
 from agent.inference.tuner import USUAL_FPS, Tuner
 from agent.inference.watch import Watch
 from agent.inference.windows import Window
@@ -213,21 +214,29 @@ class InferenceProcess:
             child.send(message)
 
     def self_test(self, folder: Path, *, provider: str = "") -> SelfTest:
-        """Load the slot's model in a child process of its own and run its golden vectors, on any candidate back end or on one only."""
-        from agent.inference.options import backend_options  # brings numpy, which the control process does without until then
-        from runtime.probe import self_test
+        """Load the slot's model in a child process of its own and run its golden vectors, on any candidate back end or on one only.
 
-        options = backend_options(self._runtime)
-        verdict = self_test(folder, options, only=provider, timeout_s=self._timings.self_test_s, records_dir=self._records_dir)
-        if verdict.ok and not provider:
-            self._tuner.tune_when_worth_it(folder, verdict.infer_ms_p99, self._frame_ms)
-        return verdict
+        Autotune follows, where something may be gained.
+        """
+        trial = Trial(
+            folder,
+            self._runtime,
+            self._records_dir,
+            provider=provider,
+            timeout_s=self._timings.self_test_s,
+            rates=self._rates(),
+            pressure_root=self._timings.pressure_root,
+        )
+        try:
+            return run_trial(trial)
+        except OSError as error:
+            return SelfTest(ok=False, code="crashed", text=f"The self-test cannot be started: {error}.")
 
-    def _frame_ms(self, line: str) -> float:
-        """Milliseconds between two frames of the line's fastest pipeline."""
+    def _rates(self) -> dict[str, float]:
+        """Frames per second of each line's fastest pipeline."""
         with self._lock:
-            rates = [pipeline.max_fps or USUAL_FPS for pipeline in self._pipelines if pipeline.line == line]
-        return 1000.0 / max(rates, default=USUAL_FPS)
+            rates = [(pipeline.line, pipeline.max_fps or USUAL_FPS) for pipeline in self._pipelines]
+        return {line: max(rate for other, rate in rates if other == line) for line, _ in rates}
 
     def activate(self, line: str, folder: Path) -> Activation:
         """Load and warm the slot's model beside the running one, then flip; on failure the old model keeps running."""

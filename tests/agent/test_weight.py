@@ -53,3 +53,16 @@ def test_the_control_process_imports_no_heavy_library(service):
 def test_the_command_line_starts_without_the_service():
     modules = measure("agent.cli")["modules"]
     assert [name for name in ("agent.service", "paho", "httpx", "cryptography", "sqlite3") if name in modules] == []
+
+
+def test_an_https_client_brings_no_command_line_along():
+    """httpx imports its own where click, rich and pygments are installed, for other programs."""
+    program = """
+import ssl, sys
+from agent.identity import open_client
+with open_client(ssl.create_default_context(), base_url="https://x", proxy=None, timeout_s=1.0):
+    pass
+print("httpx" in sys.modules, {name.split(".")[0] for name in sys.modules} & {"click", "rich", "pygments"})
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "True set()"

@@ -1,5 +1,7 @@
 """What is remembered of models and runtimes, and when it is forgotten."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,36 @@ def test_an_accelerator_that_crashed_twice_with_a_model_is_left_out_for_that_mod
     records.note(ModelRecord(ARTIFACT, "onnx:cuda", "crashed", crashes=1))
     assert ModelRecords(tmp_path).quarantined(ARTIFACT) == ("onnx:cuda",)
     assert records.quarantined("sha256:other") == ()
+
+
+def test_processes_that_count_at_the_same_time_lose_no_crash(tmp_path: Path):
+    """A self-test notes its results while supervision of the running process counts deaths."""
+    script = f"""
+import sys
+from pathlib import Path
+from runtime.records import ModelRecords
+
+records = ModelRecords(Path({str(tmp_path)!r}))
+records.find({ARTIFACT!r}, "onnx:cuda")  # all is imported
+print(flush=True)
+sys.stdin.readline()
+for _ in range(40):
+    records.crashed({ARTIFACT!r}, "onnx:cuda")
+"""
+    command = [sys.executable, "-c", script]
+    children = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for child in children:
+        child.stdout.readline()
+    for child in children:
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    for child in children:
+        assert child.wait(60) == 0
+        child.stdin.close()
+        child.stdout.close()
+    found = ModelRecords(tmp_path).find(ARTIFACT, "onnx:cuda")
+    assert found is not None
+    assert found.crashes == 120
 
 
 def test_a_good_result_between_two_crashes_forgets_none(tmp_path: Path):

@@ -622,6 +622,35 @@ def test_the_self_test_runs_in_a_process_of_its_own(make, tmp_path: Path):
     assert one.process.pid is None
 
 
+def test_the_control_process_does_without_numpy_after_a_self_test(tmp_path: Path):
+    """It lives for years after its first release, and numpy with the model manifest weigh 13 MiB."""
+    slot = example_models.make_slot(tmp_path / "slot", example_models.READABLE[0])
+    script = f"""
+import sys
+from pathlib import Path
+from agent.config import RuntimeConfig
+from agent.inference.process import InferenceProcess
+from protocol.clock import SystemClock
+
+one = InferenceProcess(runtime=RuntimeConfig(), clock=SystemClock(), on_prediction=print, records_dir=Path({str(tmp_path / "probe")!r}))
+verdict = one.self_test(Path({str(slot)!r}))
+print(verdict.code, verdict.infer_ms_p99 > 0, "numpy" in sys.modules, "runtime.manifest" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ok", "True", "False", "False"], done.stdout
+    assert (tmp_path / "probe" / "models.json").exists()
+
+
+def test_a_self_test_that_is_killed_is_a_verdict(make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As by the kernel, for memory: here by a numpy that ends whoever imports it."""
+    (tmp_path / "path/numpy").mkdir(parents=True)
+    (tmp_path / "path/numpy/__init__.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    verdict = make().process.self_test(make_slot(tmp_path / "a"))
+    assert (verdict.ok, verdict.code) == (False, "crashed")
+    assert "status -9" in verdict.text
+
+
 def test_requests_of_a_process_that_was_not_started_or_is_stopped_are_refused(tmp_path: Path):
     made = InferenceProcess(runtime=RuntimeConfig(), clock=SystemClock(), on_prediction=lambda _: None)
     assert made.activate("color", make_slot(tmp_path / "a")).code == "stopped"
