@@ -61,6 +61,19 @@ def new_head(old: Weights) -> Weights:
     return replace(recalibrated(old), dense=weights(7).dense, dense_bias=weights(7).dense_bias)
 
 
+def pruned(old: Weights, seed: int = 3) -> Weights:
+    """As a sparse training leaves it: in every second row a tenth of the weights is another one, none as large as the row's largest."""
+    random = np.random.default_rng(seed)
+
+    def moved(one: np.ndarray) -> np.ndarray:
+        rows = one.reshape(len(one), -1)
+        top = np.abs(rows).max(axis=1, keepdims=True)
+        is_moved = (random.random(rows.shape) < 0.1) & (np.abs(rows) < 0.9 * top) & (np.arange(len(rows))[:, None] % 2 == 0)
+        return np.where(is_moved, random.uniform(-0.9, 0.9, rows.shape) * top, rows).astype(np.float32).reshape(one.shape)
+
+    return replace(old, conv=moved(old.conv), dense=moved(old.dense))
+
+
 def onnx_bytes(made: Weights, *, extra: dict[str, np.ndarray] | None = None, raw_scalars: bool = False) -> bytes:
     """An ONNX model as quantizers write it: int8 with scales, int32 biases, zero points in varying length."""
     tensors, nodes = [], []

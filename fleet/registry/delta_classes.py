@@ -187,10 +187,16 @@ def _row_classes(samples: Sequence[Sample], rows: Sequence[int], levels: int, co
         fits.append(Fitted(NumberClass(levels, b"", b"", b""), 0.0, np.zeros((levels, NUMBER_SYMBOLS))))
         used = np.arange(len(used) + 1)
     often = np.bincount(ids, minlength=len(used)).astype(np.float64)
-    table = NumberClass(1, b"", b"", _codes(often, often.max()), is_plain=True)
+    table = ids_of(ids, len(used))
     slots = frequencies(table.weights())[0, : len(used)]
     cost = sum(one.cost for one in fits) + float((often * (12 - np.log2(slots))).sum()) + 8 * len(used)
     return RowChoice(fits, [0] * len(samples), [ids[start:stop].astype(np.uint8) for start, stop in place], table, cost)
+
+
+def ids_of(ids: Array, count: int) -> NumberClass:
+    """The class that codes which of `count` classes each row is of."""
+    often = np.bincount(ids, minlength=count).astype(np.float64)
+    return NumberClass(1, b"", b"", _codes(often, often.max()), is_plain=True)
 
 
 def _counts_of_rows(samples: Sequence[Sample], rows: Sequence[int], levels: int) -> tuple[Array, list[tuple[int, int]], int]:

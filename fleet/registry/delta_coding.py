@@ -1,5 +1,6 @@
 """The writing side of `protocol.delta.entropy`: numbers to symbols and raw bits, symbols to the words of coders side by side."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ _STEP_S, _LANE_S, _SCALAR_S = 10e-6, 6e-9, 0.3e-6
 _START_WASTE = 0.51
 #: Decoded bytes a second that the device shall reach, and how much a share of that time weighs against the same share of the delta's size.
 #: A smaller file counts as one of `_SMALL_BYTES`: opening and syncing take its time, whatever the coders do
-_WANTED_RATE, _TIME_WEIGHT, _SMALL_BYTES = 50e6, 0.12, 200_000
+_WANTED_RATE, _TIME_WEIGHT, _SMALL_BYTES = 50e6, 0.65, 200_000
 #: What a delta costs to deliver besides its symbols, bytes: header, plan, and the request for it.
 _FELT_BYTES = 1500
 
@@ -39,10 +40,12 @@ class Recording:
     calls: list[tuple[Array, Array]] = field(default_factory=list)
     _raw: list[tuple[Array, Array]] = field(default_factory=list)
     _deferred: list[tuple[Array, Array]] = field(default_factory=list)
+    _ends_in_numbers: bool = False
 
     def put(self, tables: Array, symbols: Array) -> None:
         """Symbols, each by its table."""
         self.calls.append((np.broadcast_to(tables, symbols.shape).astype(np.int64), symbols))
+        self._ends_in_numbers = False
 
     def put_numbers(self, tables: Array, numbers: Array, *, deferred: Array | int = 0) -> None:
         """Numbers: symbols, each by its table (none where that is `NO_TABLE`), and raw bits, the lowest `deferred` of which come last."""
@@ -53,6 +56,7 @@ class Recording:
         later = np.minimum(lengths, deferred)
         self._raw.append((lengths - later, raw >> later.astype(np.int64)))
         self._deferred.append((later, raw & ((np.int64(1) << later.astype(np.int64)) - 1)))
+        self._ends_in_numbers = True
 
     def bits(self) -> tuple[bytes, bytes]:
         """All raw bits: those at once, and those that come last."""
@@ -71,18 +75,29 @@ class Recording:
             made[starts[has] + place] = (values[has] >> place) & 1
         return np.packbits(made, bitorder="little").tobytes()
 
-    def words(self, slots: Array, file_bytes: int) -> tuple[list[Phase], bytes, bytes]:
-        """The phases, the states and words as bytes, and what of the deferred bits did not ride in them."""
-        riders = self.bits()[1]
+    def ending(self) -> int:
+        """How many of the last bytes of the raw bits hold nothing but those of the last call."""
+        if not self._ends_in_numbers:
+            return 0
+        total, last = (sum(int(lengths.sum()) for lengths, _ in parts) for parts in (self._raw, self._raw[-1:]))
+        return -(-total // 8) - -(-(total - last) // 8)
+
+    def words(
+        self, slots: Array, file_bytes: int, riders: bytes, *, from_end: bool = False, choices: Sequence[list[Phase]] | None = None
+    ) -> tuple[list[Phase], bytes, int]:
+        """The phases, the states and words, and how many bytes of `riders`, the first or the last ones, ride in the last states.
+
+        The phases are the first of `choices` that fit (None: those that suit the symbols).
+        """
         frequency = slots.astype(np.uint64)
         start = np.cumsum(frequency, axis=1) - frequency
         costs = [np.log2(4096 / frequency[tables, symbols].astype(np.float64)) for tables, symbols in self.calls]
         cost = np.concatenate(costs) if costs else np.zeros(0)
-        for phases in _choices(cost, len(riders), file_bytes):
-            room = WORD_BYTES * phases[-1].lanes
-            words = self._encode(phases, frequency, start, riders[:room])
+        for phases in _choices(cost, len(riders), file_bytes) if choices is None else choices:
+            room = min(WORD_BYTES * phases[-1].lanes, len(riders))
+            words = self._encode(phases, frequency, start, riders[len(riders) - room :] if from_end else riders[:room])
             if words is not None:
-                return phases, words, riders[room:]
+                return phases, words, room
         raise RuntimeError("a single phase always fits")
 
     def _encode(self, phases: list[Phase], frequency: Array, start: Array, riders: bytes) -> bytes | None:

@@ -11,9 +11,9 @@ import numpy as np
 import zstandard
 
 from fleet.registry import delta_drift
-from fleet.registry.delta_classes import Fitted, RowChoice, Sample, fit_groups, fit_rows
+from fleet.registry.delta_classes import Fitted, RowChoice, Sample, fit_groups, fit_rows, ids_of
 from fleet.registry.delta_coding import Recording, symbols_of
-from fleet.registry.delta_packing import pack_classes
+from fleet.registry.delta_packing import pack_classes, pack_rows
 from protocol.delta import predict
 from protocol.delta.container import CHUNK_BYTES, Method
 from protocol.delta.entropy import NUMBER_RAW_BITS, Array, Phase, frequencies
@@ -32,6 +32,7 @@ from protocol.delta.plan import (
     PLAIN,
     PREDICTED,
     RAW,
+    RIDING,
     UNCHANGED,
     NumberClass,
     kinds_with_classes,
@@ -43,6 +44,8 @@ _ROWS = -1
 #: Numbers from which on packing saves the device time, and how much more than symbols they may cost then.
 _LEAST_PACKED = 1 << 14
 _PACKED_SHARE = 0.06
+#: Lowest raw bits of a number that may come last, and bytes of them from which on they do.
+_DEFERRED, _LEAST_DEFERRED = 8, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +147,11 @@ class _Builder:
         self._record(coded)
         weights = [one.weights() for one in self.classes if one.tables]
         slots = frequencies(np.concatenate(weights)) if weights else np.zeros((1, 256), np.int64)
-        phases, words, late = self.recording.words(slots, len(self.data))
-        plan = _phases_bytes(phases) + varint(self.deferred) + plan_tail
+        phases, words, streams_ = self._words(slots)
+        plan = _phases_bytes(phases) + varint(self.deferred or RIDING) + plan_tail
         packed = zstandard.ZstdCompressor(level=19, compression_params=None, write_content_size=True).compress(plan)
         packed = packed if len(packed) < len(plan) else plan
-        bits = self.recording.bits()[0] + late
+        bits, packing = streams_
         streams = b"".join(
             (
                 varint(len(plan)),
@@ -158,7 +161,7 @@ class _Builder:
                 packed,
                 words,
                 bits,
-                self.packing,
+                packing,
                 self._raw_frames(),
             )
         )
@@ -175,14 +178,34 @@ class _Builder:
             table_raw, table = len(made), _packed_on(made, table_of(self.old.scan))
         return Parts(table_raw, table, skeleton_raw, skeleton, streams, sum(how != UNCHANGED for how in self.told))
 
+    def _words(self, slots: Array) -> tuple[list[Phase], bytes, tuple[bytes, bytes]]:
+        """The phases, the states and words, and what of raw bits and packed values did not ride in the coders' last states."""
+        bits, late = self.recording.bits()
+        if self.deferred:
+            phases, words, ridden = self.recording.words(slots, len(self.data), late)
+            return phases, words, (bits + late[ridden:], self.packing)
+        if self.packing:
+            phases, words, ridden = self.recording.words(slots, len(self.data), self.packing)
+            return phases, words, (bits, self.packing[ridden:])
+        last = bits[len(bits) - self.recording.ending() :]
+        phases, words, ridden = self.recording.words(slots, len(self.data), last, from_end=True)
+        return phases, words, (bits[: len(bits) - ridden], self.packing)
+
     def _deferral(self, changed: list[int]) -> int:
-        """Whether the lowest bits of scales and biases ride in the coders' states: when many of them and many weights changed."""
+        """Whether the lowest bits of scales and biases ride in the coders' states: when they fill many, and many weights changed."""
         tensors = self.scan.tensors
         held = [index for index in changed if tensors[index].kind in DEFERRED_KINDS]
         values = sum(tensors[index].count for index in held)
-        moved = sum(int((self._values(index) != self._old_values(index)).sum()) for index in held if tensors[index].count > 1)
         others = sum(tensors[index].count for index in changed if tensors[index].kind in {Kind.I8, Kind.U8})
-        return 8 if moved > 1024 and values <= MAX_DEFERRED_VALUES and others > 1 << 14 else 0
+        if values > MAX_DEFERRED_VALUES or others <= 1 << 14:
+            return 0
+        bits = 0
+        for index in held:  # what is predicted from others leaves few bits
+            tensor = tensors[index]
+            if tensor.kind is Kind.F32 and tensor.count > 1 and index not in self.scan.links.product_of:
+                new, old = (predict.ordered(one, tensor.kind).astype(np.int64) for one in (self._values(index), self._old_values(index)))
+                bits += int(np.minimum(NUMBER_RAW_BITS[symbols_of(new - old)[0]], _DEFERRED).sum())
+        return _DEFERRED if bits > 8 * _LEAST_DEFERRED else 0
 
     def _stage(self, index: int) -> int:
         """The order in which the decoder comes to know tensors."""
@@ -281,16 +304,39 @@ class _Builder:
         total = sum(len(one.numbers) for one in group)
         if self.is_packed is False or total > MAX_PACKED_VALUES or (self.is_packed is None and total < _LEAST_PACKED):
             return choice
+        best, packing = self._packed_tensors(group, choice)
+        if choice.ids is not None:
+            best, packing = min([(best, packing), self._packed_rows(group, choice)], key=lambda one: one[0].cost)
+        if self.is_packed is None and best.cost > choice.cost * (1 + _PACKED_SHARE):
+            return choice
+        self.packing = packing
+        return best
+
+    def _packed_tensors(self, group: list[_Tensor], choice: RowChoice) -> tuple[RowChoice, bytes]:
+        """Packed with a class for each tensor, and what the delta holds of it."""
         whole = choice if choice.ids is None else fit_rows(_samples(group), [0] * len(group))
         order = sorted(range(len(group)), key=lambda place: (whole.chosen[place], self.scan.tensors[group[place].index].kind, place))
         members = [[group[place] for place in order if whole.chosen[place] == number] for number in range(len(whole.classes))]
         levels = whole.classes[0].number_class.levels
         made = pack_classes([[(one.numbers, one.fine) for one in member] for member in members], levels)
-        if self.is_packed is None and 8 * len(made.frames) > choice.cost * (1 + _PACKED_SHARE):
-            return choice
-        self.packing = len(made.frames).to_bytes(4, "little") + made.raw.to_bytes(4, "little") + made.frames
         classes = [Fitted(NumberClass(levels, b"", b"", b"", ways=ways), 0.0, np.empty(0)) for ways in made.ways]
-        return RowChoice(classes, whole.chosen, [None] * len(group), None, 8.0 * len(made.frames))
+        return RowChoice(classes, whole.chosen, [None] * len(group), None, 8.0 * len(made.frames)), _packing(made.raw, made.frames)
+
+    def _packed_rows(self, group: list[_Tensor], choice: RowChoice) -> tuple[RowChoice, bytes]:
+        """Packed with a class for each row."""
+        order = sorted(range(len(group)), key=lambda place: (self.scan.tensors[group[place].index].kind, place))
+        ids = []
+        for place in order:
+            its = choice.rows[place]
+            ids.append(np.full(self.scan.tensors[group[place].index].rows, choice.chosen[place]) if its is None else its)
+        made = pack_rows([group[place].numbers for place in order], ids)
+        ways = [b"" if way is None else bytes([way]) for way in made.ways]
+        classes = [Fitted(NumberClass(1, b"", b"", b"", ways=way), 0.0, np.empty(0)) for way in ways]
+        rows: list[Array | None] = [None] * len(group)
+        for place, its in zip(order, made.rows, strict=True):
+            rows[place] = its
+        table = ids_of(np.concatenate(made.rows), len(classes))
+        return RowChoice(classes, [0] * len(group), rows, table, made.cost), _packing(made.raw, made.frames)
 
     def _drifted(self, one: _Tensor) -> _Tensor:
         """The tensor with a drift, when that saves bytes."""
@@ -509,6 +555,11 @@ def _joined(parts: list[Array | None]) -> Array | None:
 
 def _factors(drift: predict.Drift) -> Array:
     return np.concatenate([drift.of_rows.ravel(), drift.of_columns.ravel()]).astype(np.int64)
+
+
+def _packing(raw: int, frames: bytes) -> bytes:
+    """What stands before packed values, and they."""
+    return len(frames).to_bytes(4, "little") + raw.to_bytes(4, "little") + frames
 
 
 def _phases_bytes(phases: list[Phase]) -> bytes:

@@ -8,7 +8,7 @@ A symbol tells a number's sign, its length in bits and the bit after the first; 
 from weights of 16 steps an octave, by integer arithmetic only: the same on every machine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -269,11 +269,12 @@ class Symbols:
 
 
 class Bits:
-    """Raw bits, the lowest of each byte first."""
+    """Raw bits, the lowest of each byte first; `more` gives further bytes, once, when they end."""
 
-    def __init__(self, data: memoryview) -> None:
+    def __init__(self, data: memoryview, more: Callable[[], bytes] | None = None) -> None:
         self._data = data
         self._at = 0
+        self.more = more
 
     def take(self, lengths: Array) -> Array:
         """The next numbers of these lengths, at most 32 bits each, as int64. Raises: DeltaError when the bits end."""
@@ -282,7 +283,11 @@ class Bits:
         if not total:
             return np.zeros(len(lengths), np.int64)
         if self._at + total > 8 * len(self._data):
-            raise DeltaError("The raw bits of the delta end too early.")
+            if self.more is None:
+                raise DeltaError("The raw bits of the delta end too early.")
+            self._take_more()
+            if self._at + total > 8 * len(self._data):
+                raise DeltaError("The raw bits of the delta end too early.")
         first = self._at >> 3
         bytes_ = np.zeros(((self._at + total + 7) >> 3) - first + 8, np.uint8)
         bytes_[:-8] = np.frombuffer(self._data[first : first + len(bytes_) - 8], np.uint8)
@@ -293,8 +298,15 @@ class Bits:
         made: Array = values & ((np.int64(1) << lengths.astype(np.int64)) - 1)
         return made
 
+    def _take_more(self) -> None:
+        if self.more is not None:
+            first = self._at >> 3
+            self._data, self._at = memoryview(bytes(self._data[first:]) + self.more()), self._at & 7
+            self.more = None
+
     def rest(self) -> memoryview:
-        """The whole bytes that are left."""
+        """The whole bytes that are left, with what comes after them."""
+        self._take_more()
         return self._data[(self._at + 7) >> 3 :]
 
 

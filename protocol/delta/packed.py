@@ -1,7 +1,8 @@
 """Corrections of 8 bits packed several to a byte and compressed by zstd, whose Huffman decoder takes them faster than numpy takes symbols.
 
-Tensors of one class follow one another, and values of one context of it. A context's bytes hold two, three or four values each, as digits
-of a number: 0 is the escape, the others stand for values around zero. Escaped values come last, a byte each.
+Tensors of one class follow one another, and values of one context of it. A context's bytes hold two, three, four or eight values each, as
+digits of a number: 0 is the escape, the others stand for values around zero. Escaped values come last, a byte each. Where each row has a
+class (`unpack_rows`), a class is a context.
 """
 
 from collections.abc import Sequence
@@ -11,8 +12,9 @@ import numpy as np
 from protocol.delta.entropy import Array
 from protocol.delta.errors import DeltaError
 
-#: Digits of each way to pack {values a byte, digits}: a digit above 0 stands for itself less half of the digits.
-WAYS = ((2, 16), (3, 6), (4, 4))
+#: Digits of each way to pack {values a byte, digits}: a digit above 0 stands for itself less half of the digits. The last one only tells
+#: what changed.
+WAYS = ((2, 16), (3, 6), (4, 4), (8, 2))
 #: Values told so at most: they and their places are held at once. Larger models have symbols enough for many coders side by side.
 MAX_PACKED_VALUES = 1 << 18
 #: What stands in place of a value that is told apart.
@@ -81,6 +83,32 @@ def unpack(data: bytes, contexts: Array, runs: Sequence[tuple[int, bytes]]) -> A
     if at + len(escaped) != len(data):
         raise DeltaError("The packed values of the delta do not end where they should.")
     made[escaped] = packed[at:]
+    return made
+
+
+def unpack_rows(data: bytes, of: Array, ways: Sequence[int | None]) -> Array:
+    """The values, modulo 256, uint8, of rows with a class each: `of` says which of every value, `ways` how each class is packed.
+
+    Values of a class without a way are 0. Escaped values come class by class. Raises: DeltaError.
+    """
+    packed, at = np.frombuffer(data, np.uint8), 0
+    made: Array = np.zeros(len(of), np.uint8)
+    escaped = []
+    for number, way in enumerate(ways):
+        if way is None:
+            continue
+        places = (of == number).nonzero()[0]
+        end = at - (-len(places) // WAYS[way][0])
+        part, at = packed[at:end], end
+        if at > len(packed):
+            raise DeltaError("The packed values of the delta are cut.")
+        taken = _taken(part, way)[: len(places)]
+        made[places] = taken
+        escaped.append(places[taken == _ESCAPE])
+    apart = np.concatenate(escaped) if escaped else np.zeros(0, np.int64)
+    if at + len(apart) != len(data):
+        raise DeltaError("The packed values of the delta do not end where they should.")
+    made[apart] = packed[at:]
     return made
 
 

@@ -1,9 +1,9 @@
 """The plan of a tensor-wise delta: how each tensor is told, and the tables its numbers are coded by; parsed before anything else.
 
 All numbers are varints unless said otherwise:
-phases {count; each: log2 of lanes, symbols} · deferred bits · classes {count; each: u8 levels, u8 flags, codes} · class of row numbers,
-first class of rows · how each role that occurs is told · exceptions {count; each: gap of index, told} · drifts {count; class; each: gap of
-index, rank - 1, shift} · fresh {count; each: gap of index} · kept, when there are any {count; each: gap of index}.
+phases {count; each: log2 of lanes, symbols} · deferred bits, or `RIDING` · classes {count; each: u8 levels, u8 flags, codes} · class of row
+numbers, first class of rows · how each role that occurs is told · exceptions {count; each: gap of index, told} · drifts {count; class;
+each: gap of index, rank - 1, shift} · fresh {count; each: gap of index} · kept, when there are any {count; each: gap of index}.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,9 @@ ASYMMETRIC, PLAIN, EMPTY, PACKED = 1, 2, 4, 8
 #: Kinds whose raw bits may be deferred, how many of each number, and values that may wait for them.
 DEFERRED_KINDS = frozenset({Kind.F32, Kind.F16, Kind.I32})
 MAX_DEFERRED_BITS, MAX_DEFERRED_VALUES = 16, 1 << 16
+#: In place of how many bits are deferred: none are, and the coders' last states hold what is read after all symbols were taken. That is the
+#: beginning of what is packed, or, where nothing is, the end of the raw bits.
+RIDING = MAX_DEFERRED_BITS + 1
 #: A drift is a sum of so many products of a number per row and one per column, divided by 2^shift.
 MAX_RANK, MAX_SHIFT, MAX_DRIFT_NUMBERS = 16, 12, 1 << 19
 #: In place of the first slot of a class that has no table.
@@ -127,6 +130,8 @@ class Plan:
     told: list[int]
     #: So many of the lowest raw bits of numbers of DEFERRED_KINDS come after all symbols.
     deferred: int
+    #: Whether the coders' last states hold a part of what is packed, or of the raw bits: `RIDING`.
+    rides: bool
     #: Class of the numbers of drifts, and the drifts {index of tensor: rank, shift}.
     drift_numbers: int
     drifts: dict[int, tuple[int, int]]
@@ -139,6 +144,11 @@ class Plan:
     def rows_told(self) -> int:
         """What stands for "a class per row"."""
         return FIRST_CLASS + len(self.classes)
+
+    @property
+    def has_packed_rows(self) -> bool:
+        """Whether the classes of rows are packed."""
+        return any(one.ways for one in self.classes[self.first_row_class :]) and self.row_numbers < len(self.classes)
 
 
 class Reader:
@@ -191,7 +201,7 @@ def read_plan(data: bytes, tensors: Sequence[Tensor], links: Links) -> Plan:
     """The plan for these tensors of the new file. Raises: DeltaError."""
     reader = Reader(data)
     phases = _phases(reader)
-    deferred = reader.number(MAX_DEFERRED_BITS)
+    deferred = reader.number(RIDING)
     classes = [_class(reader) for _ in range(reader.number(MAX_TABLES))]
     if sum(one.tables for one in classes) > MAX_TABLES:
         raise DeltaError(f"The delta has more than {MAX_TABLES} tables.")
@@ -218,7 +228,8 @@ def read_plan(data: bytes, tensors: Sequence[Tensor], links: Links) -> Plan:
     fresh = _indices(reader, len(tensors))
     kept = frozenset[int]() if reader.is_done else _indices(reader, len(tensors))
     reader.finish()
-    plan = Plan(phases, classes, row_numbers, first_row_class, told, deferred, drift_numbers, drifts, fresh, kept)
+    rides, deferred = deferred == RIDING, deferred % RIDING
+    plan = Plan(phases, classes, row_numbers, first_row_class, told, deferred, rides, drift_numbers, drifts, fresh, kept)
     if plan.rows_told in told and not _has_row_classes(plan):
         raise DeltaError("The plan of the delta names classes per row, and has none.")
     return plan
@@ -243,12 +254,15 @@ def table_starts(plan: Plan) -> tuple[list[int], Tables]:
 
 
 def _has_row_classes(plan: Plan) -> bool:
+    """Whether there are classes for rows: all of symbols, or all packed in one context each; some may be empty."""
     rows = plan.classes[plan.first_row_class :]
+    told = [one for one in rows if not one.is_empty]
     return (
         bool(rows)
         and plan.classes[plan.row_numbers].is_plain
         and len({one.levels for one in rows}) == 1
-        and not any(one.is_plain or one.ways for one in rows)
+        and not any(one.is_plain for one in rows)
+        and (not any(one.ways for one in told) or all(len(one.ways) == 1 for one in told))
     )
 
 

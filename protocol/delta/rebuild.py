@@ -194,6 +194,8 @@ class Rebuilding:
         self.has_empty = NO_TABLE in self.starts
         #: How tensors are told whose numbers are packed.
         self.packed = {FIRST_CLASS + number for number, one in enumerate(plan.classes) if one.ways}
+        if plan.has_packed_rows:
+            self.packed.add(plan.rows_told)
         self.starts_of_classes = np.array(self.starts, np.int64)
         self.row_classes: dict[int, Array] = {}
         self.layout: Layout
@@ -227,16 +229,24 @@ class Rebuilding:
         self._write_numbers([index for index in floats if index in links.product_of])
         self._write_numbers(of_kind[Kind.I32])
         small = of_kind[Kind.I8] + of_kind[Kind.U8]
+        packed_ = [index for index in small if told[index] in self.packed]
+        if self.plan.rides and not packed_:
+            self.streams.bits.more = self.symbols.finish
         self._take_drifts()
         self._take_row_classes(sorted([index for index in small if told[index] == self.plan.rows_told]))
         self._write_numbers([index for index in small if told[index] not in self.packed])
-        self._write_packed([index for index in small if told[index] in self.packed])
-        self._finish(self.symbols.finish())
+        self._write_packed(packed_)
+        self._finish()
         self._write_raw(raw)
         self._write_same(same)
 
-    def _finish(self, ridden: bytes) -> None:
+    def _finish(self) -> None:
         """Complete what waits for its lowest bits: those that rode in the states of the coders first."""
+        if self.plan.rides:
+            if any(self.streams.bits.rest()):
+                raise DeltaError("The raw bits of the delta do not end where they should.")
+            return
+        ridden = self.symbols.finish()
         if not self.plan.deferred:
             if any(ridden) or len(self.streams.bits.rest()):
                 raise DeltaError("The raw bits of the delta do not end where they should.")
@@ -303,11 +313,15 @@ class Rebuilding:
         """Corrections of 8 bits that are packed: all are expected first, then corrected at once."""
         if not indices:
             return
-        tensors, told, classes = self.scan.tensors, self.plan.told, self.plan.classes
-        total = sum([tensors[index].count for index in indices])
+        total = sum([self.scan.tensors[index].count for index in indices])
         if total > packed.MAX_PACKED_VALUES:
             raise DeltaError(f"The delta packs {total} values; at most {packed.MAX_PACKED_VALUES} are allowed.")
         self.expecting.learn_ratios(set(indices))
+        (self._write_packed_rows if self.plan.has_packed_rows else self._write_packed_classes)(indices, total)
+
+    def _write_packed_classes(self, indices: list[int], total: int) -> None:
+        """Tensors of one class after those of another."""
+        tensors, told, classes = self.scan.tensors, self.plan.told, self.plan.classes
         whole, contexts, signs = np.empty(total, np.uint8), np.zeros(total, np.uint8), np.zeros(total, np.uint8)
         runs: list[tuple[int, bytes]] = []
         written: list[tuple[Kind, list[Piece], int, int]] = []
@@ -330,13 +344,39 @@ class Rebuilding:
         for kind, pieces, at, end in written:
             self._write_made(kind, pieces, whole[at:end])
 
+    def _write_packed_rows(self, indices: list[int], total: int) -> None:
+        """Tensors each row of which has a class."""
+        tensors, plan = self.scan.tensors, self.plan
+        if any(plan.told[index] != plan.rows_told for index in indices):
+            raise DeltaError("The delta packs tensors by rows and as a whole.")
+        whole, runs = np.empty(total, np.uint8), []
+        written: list[tuple[Kind, list[Piece], int, int]] = []
+        at = 0
+        for kind, of_kind in groupby(sorted(indices, key=lambda index: tensors[index].kind), key=lambda index: tensors[index].kind):
+            for pieces in steps(list(of_kind), tensors):
+                end = at + sum([piece.stop - piece.start for piece in pieces])
+                whole[at:end] = self.expecting.expected(kind, pieces).whole
+                for index, start, stop in pieces:
+                    runs.append(predict.run(self.row_classes[index], tensors[index].count // tensors[index].rows, start, stop))
+                written.append((kind, pieces, at, end))
+                at = end
+        of = repeated_runs(runs, np.uint8)
+        of -= np.uint8(plan.first_row_class)
+        ways = [one.ways[0] if one.ways else None for one in plan.classes[plan.first_row_class :]]
+        whole += packed.unpack_rows(self._packed_bytes(total), of, ways)
+        for kind, pieces, at, end in written:
+            self._write_made(kind, pieces, whole[at:end])
+
     def _packed_bytes(self, most: int) -> bytes:
-        data = self.streams.frames
-        length, raw = int.from_bytes(data[:4], "little"), int.from_bytes(data[4:8], "little")
-        if 8 + length > len(data) or raw > 2 * most:
+        """What is packed, and before that what of it rode in the states of the coders."""
+        ridden, data = self.symbols.finish() if self.plan.rides else b"", self.streams.frames
+        head = ridden[:8] + bytes(data[: max(0, 8 - len(ridden))])
+        length, raw = int.from_bytes(head[:4], "little"), int.from_bytes(head[4:], "little")
+        end = max(0, 8 + length - len(ridden))
+        if end > len(data) or len(head) < 8 or raw > 2 * most or any(ridden[8 + length :]):
             raise DeltaError("The packed values of the delta are cut, or too many.")
-        self.streams.frames = data[8 + length :]
-        return frames.decode_all(data[8 : 8 + length], raw, window_log=20)
+        self.streams.frames = data[end:]
+        return frames.decode_all(memoryview(ridden + data[:end])[8 : 8 + length], raw, window_log=20)
 
     def _write_step(self, kind: Kind, pieces: list[Piece]) -> None:
         if kind in DEFERRED_KINDS and self.plan.deferred:

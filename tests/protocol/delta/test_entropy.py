@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from fleet.registry import delta_coding
 from fleet.registry.delta_coding import Recording
-from protocol.delta.entropy import TABLE_SLOTS, Array, Phase, Symbols, Tables, Words, frequencies, packed_states, states_of
+from protocol.delta.entropy import TABLE_SLOTS, Array, Bits, Phase, Symbols, Tables, Words, frequencies, packed_states, states_of
 from protocol.delta.errors import DeltaError
 
 #: Calls of the decoder: none, one, odd and even counts, fewer than there are coders and many more.
@@ -45,24 +44,42 @@ PHASES = {
 
 
 @pytest.mark.parametrize("phases", PHASES.values(), ids=PHASES)
-def test_symbols_come_back_by_any_number_of_coders(monkeypatch, phases):
-    monkeypatch.setattr(delta_coding, "_choices", lambda *_: [phases])
+def test_symbols_come_back_by_any_number_of_coders(phases):
     slots = tables()
     recording = recorded(slots)
-    chosen, data, late = recording.words(slots, 1 << 20)
-    assert (chosen, late) == (phases, b"")
+    chosen, data, rode = recording.words(slots, 1 << 20, b"", choices=[phases])
+    assert (chosen, rode) == (phases, 0)
     made, ridden = decoded(phases, data, slots, recording.calls)
     for (_, wanted), got in zip(recording.calls, made, strict=True):
         assert np.array_equal(wanted, got)
     assert ridden == bytes(3 * phases[-1].lanes)
 
 
-def test_words_that_are_cut_or_too_many_are_refused(monkeypatch):
+@pytest.mark.parametrize("phases", PHASES.values(), ids=PHASES)
+@pytest.mark.parametrize("from_end", [False, True])
+def test_bytes_ride_in_the_last_states(phases, from_end):
+    slots = tables()
+    recording, riders = recorded(slots), bytes(range(1, 101))
+    _, data, rode = recording.words(slots, 1 << 20, riders, from_end=from_end, choices=[phases])
+    _, ridden = decoded(phases, data, slots, recording.calls)
+    assert rode == min(3 * phases[-1].lanes, 100)
+    assert ridden.rstrip(b"\0") == (riders[-rode:] if from_end else riders[:rode])
+
+
+def test_raw_bits_go_on_in_what_is_given_when_they_end():
+    bits = Bits(memoryview(b"\xab\xcd"), lambda: b"\xef\x01")
+    assert bits.take(np.array([4, 8])).tolist() == [0xB, 0xDA]
+    assert bits.take(np.array([12, 4])).tolist() == [0xEFC, 1]
+    with pytest.raises(DeltaError, match="too early"):
+        bits.take(np.array([5]))
+    assert bytes(bits.rest()) == b""
+
+
+def test_words_that_are_cut_or_too_many_are_refused():
     phases = PHASES["fewer at the end"]
-    monkeypatch.setattr(delta_coding, "_choices", lambda *_: [phases])
     slots = tables()
     recording = recorded(slots)
-    _, data, _ = recording.words(slots, 1 << 20)
+    _, data, _ = recording.words(slots, 1 << 20, b"", choices=[phases])
     for damaged in (data[:-1], data[:-3], data[:2000], data[:100], data + b"\0", data + b"\0\0\0"):
         with pytest.raises(DeltaError):
             decoded(phases, damaged, slots, recording.calls)

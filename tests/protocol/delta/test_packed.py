@@ -11,12 +11,13 @@ import zstandard
 
 from fleet.registry import delta_tensors
 from fleet.registry.delta_encoder import encode
-from fleet.registry.delta_packing import pack_classes
+from fleet.registry.delta_packing import RowPacking, pack_classes, pack_rows
 from protocol.canonical import digest_of
 from protocol.delta import frames, packed, rebuild
 from protocol.delta.container import HEADER_BYTES, Header, Method
 from protocol.delta.decoder import apply
 from protocol.delta.errors import DeltaError
+from protocol.delta.plan import Plan, read_plan
 from protocol.delta.tensors import varint
 
 LIMIT = 1 << 24
@@ -84,6 +85,41 @@ def test_packed_corrections_that_are_cut_or_too_many_are_refused():
         frames.decode_all(memoryview(wide.compress(b"x") + wide.flush()), 1, window_log=20)
 
 
+def rows_of(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Numbers of two tensors of 40 and 7 rows, and the class of each row: dense and small, a few and large, none."""
+    random, numbers, rows = np.random.default_rng(seed), [], []
+    for count, width in ((40, 25), (7, 8)):
+        of = random.integers(0, 3, count)
+        small, large = np.rint(random.normal(0, 1, (count, width))), random.integers(-128, 128, (count, width))
+        few = np.where(random.random((count, width)) < 0.1, large, 0)
+        numbers.append(np.where(of[:, None] == 0, small, np.where(of[:, None] == 1, few, 0)).astype(np.int64).ravel())
+        rows.append(of.astype(np.uint8))
+    return numbers, rows
+
+
+def unpacked_rows(data: bytes, numbers: list[np.ndarray], made: RowPacking) -> np.ndarray:
+    of = np.concatenate([np.repeat(its, len(one) // len(its)) for its, one in zip(made.rows, numbers, strict=True)])
+    return packed.unpack_rows(data, of, made.ways).view(np.int8)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rows_that_are_packed_come_back(seed):
+    numbers, rows = rows_of(seed)
+    made = pack_rows(numbers, rows)
+    data = frames.decode_all(memoryview(made.frames), made.raw, window_log=20)
+    assert np.array_equal(unpacked_rows(data, numbers, made), np.concatenate(numbers))
+    assert made.ways[-1] is None, "of rows that did not change nothing is told"
+
+
+def test_packed_rows_that_are_cut_or_too_many_are_refused():
+    numbers, rows = rows_of(1)
+    made = pack_rows(numbers, rows)
+    data = frames.decode_all(memoryview(made.frames), made.raw, window_log=20)
+    for damaged in (data[:-1], data[:5], b"", data + b"\0"):
+        with pytest.raises(DeltaError, match="packed values"):
+            unpacked_rows(damaged, numbers, made)
+
+
 def written(folder: Path, old: bytes, new: bytes, parts: delta_tensors.Parts) -> tuple[Path, Path]:
     """The old file and a delta of these parts."""
     header = Header(
@@ -140,7 +176,7 @@ def test_a_model_of_many_weights_is_packed_and_rebuilt(tmp_path: Path):
     assert (tmp_path / "out").read_bytes() == after
 
 
-@pytest.mark.parametrize("change", [models.tuned, models.normalized, models.new_head])
+@pytest.mark.parametrize("change", [models.tuned, models.normalized, models.new_head, models.pruned])
 def test_packed_models_are_rebuilt_bit_by_bit(tmp_path: Path, change):
     old = models.weights()
     before, after = models.onnx_bytes(old), models.onnx_bytes(change(old))
@@ -149,8 +185,29 @@ def test_packed_models_are_rebuilt_bit_by_bit(tmp_path: Path, change):
     assert (tmp_path / "out").read_bytes() == after
 
 
-def test_every_damage_of_a_packed_delta_is_refused_and_leaves_no_file(tmp_path: Path, models_of):
-    before, after = models_of
+def test_rows_that_changed_here_and_there_are_packed_by_rows(tmp_path: Path):
+    old = models.weights(channels=640)
+    before, after = models.onnx_bytes(old), models.onnx_bytes(models.pruned(old))
+    base, delta = written(tmp_path, before, after, built(tmp_path, before, after, is_packed=True))
+    assert plan_of(before, after, delta).has_packed_rows
+    apply(delta, base, tmp_path / "out", max_new_bytes=LIMIT)
+    assert (tmp_path / "out").read_bytes() == after
+
+
+def plan_of(before: bytes, after: bytes, delta: Path) -> Plan:
+    """The plan of a delta between files of the same tensors."""
+    scan = rebuild.scan_onnx(before)
+    data = memoryview(delta.read_bytes())
+    header = Header.parse(data)
+    streams = rebuild.Streams.parse(data[HEADER_BYTES + header.table_packed + header.skeleton_packed :])
+    assert [tensor.name for tensor in rebuild.scan_onnx(after).tensors] == [tensor.name for tensor in scan.tensors]
+    return read_plan(streams.plan, scan.tensors, scan.links)
+
+
+@pytest.mark.parametrize("change", [models.tuned, models.pruned])
+def test_every_damage_of_a_packed_delta_is_refused_and_leaves_no_file(tmp_path: Path, change):
+    old = models.weights(channels=24)
+    before, after = models.onnx_bytes(old), models.onnx_bytes(change(old))
     base, delta = written(tmp_path, before, after, built(tmp_path, before, after, is_packed=True))
     data = delta.read_bytes()
     random = np.random.default_rng(1)
