@@ -38,7 +38,8 @@ LongText = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    #: Validators are built when they are first used: each process of the agent uses some of them, and each is memory.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 # --- pipelines: source -> model line -> outputs ---

@@ -156,6 +156,7 @@ def main() -> int:
     if not VIDEO.exists():
         print(f"bench-agent: skipped, {DATA} is missing; set MOORING_DATA to the folder with models and video.")
         return 0
+    os.environ.pop(whole.NO_BYTE_CODE, None)
     rows: list[Row] = []
     details: dict[str, object] = {}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:

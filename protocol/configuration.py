@@ -37,7 +37,7 @@ Section = Mapping[str, Any]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class PipelineSettings(_Settings):
@@ -114,14 +114,14 @@ class Settings(_Settings):
 
 
 class _Sections(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
     fleet: dict[str, Any] = {}
     group: dict[str, Any] = {}
     devices: dict[_Name, dict[str, Any]] = {}
 
 
 class _File(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, defer_build=True)
     schema_: Annotated[Literal["configuration.1"], Field(alias="schema")]
     tenant: _Name
     group: _Name

@@ -16,9 +16,9 @@ SCHEMA_MAJOR: Literal[1] = 1
 
 
 class Wire(BaseModel):
-    """Base of all wire messages: frozen, unknown fields ignored, no NaN."""
+    """Base of all wire messages: frozen, unknown fields ignored, no NaN. Validators are built when first used: a device uses few."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, defer_build=True)
 
 
 # --- the envelope of every device message (INTERFACES 1.1) ---

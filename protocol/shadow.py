@@ -24,7 +24,7 @@ Label = Annotated[str, StringConstraints(max_length=200)]
 
 
 class _Counted(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, defer_build=True)
 
 
 class Arm(_Counted):

@@ -28,7 +28,7 @@ MAX_JPEG_BYTES = 150 << 10
 class Motion(BaseModel):
     """When frames are worth inferring; with `min_area` 0 all are."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
     #: Share of the picture that must have changed, e.g. 0.005; 0: there is no motion gate.
     min_area: _Share = 0.0
     #: Levels of brightness (of 255) by which a pixel must differ from the running average.
@@ -42,7 +42,7 @@ class Motion(BaseModel):
 class MotionSettings(BaseModel):
     """The same, each value set or not."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
     min_area: _Share | None = None
     threshold: Annotated[float, Field(ge=1, le=255)] | None = None
     hold_s: _Seconds | None = None

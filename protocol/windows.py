@@ -13,7 +13,7 @@ _WALL_TIME = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
 class Window(BaseModel):
     """A stretch of the site's wall clock; it may pass midnight."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True, defer_build=True)
     #: Days on which it begins; not said: every day.
     days: Annotated[list[Day], Field(min_length=1, max_length=7)] = list(ANY_DAY)
     from_: Annotated[str, Field(alias="from"), StringConstraints(pattern=_WALL_TIME)]

@@ -24,6 +24,7 @@ from typing import TypeVar
 from agent.config import PipelineConfig, RuntimeConfig
 from agent.inference.messages import Prediction, WorkerState
 from agent.inference.process import InferenceProcess, Timings
+from benchmarks.agent.whole import NO_BYTE_CODE
 from benchmarks.bench_swap import FPS, LINE, PIPELINE, make_slot
 from examples.digits.video import make_video
 from protocol.clock import SystemClock
@@ -75,6 +76,7 @@ class Bench:
 
 def measure_fallback(rounds: int = ROUNDS) -> dict[str, float]:
     """Medians in seconds: from a kill, a crash and a noticed hang to the next prediction, and what of a kill is which work."""
+    os.environ.pop(NO_BYTE_CODE, None)
     with tempfile.TemporaryDirectory(prefix="mooring-fallback-") as scratch:
         slot, video = make_slot(Path(scratch) / "slot", "1.1"), Path(scratch) / "digits.avi"
         make_video(video, fps=FPS, frames=int(FPS * SECONDS))

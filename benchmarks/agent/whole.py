@@ -28,6 +28,9 @@ WAIT_S = 120.0
 #: What a usual camera's main stream is.
 CAMERA_FPS, INFERRED_FPS = 25, 5
 ENVIRONMENT = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+#: Containers like to set it; an installed agent has its byte code, and 90 files compiled at each start are 0.15 s of something else.
+NO_BYTE_CODE = "PYTHONDONTWRITEBYTECODE"
+ENVIRONMENT.pop(NO_BYTE_CODE, None)
 
 
 # --- looking at processes ---

@@ -66,3 +66,15 @@ print("httpx" in sys.modules, {name.split(".")[0] for name in sys.modules} & {"c
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "True set()"
+
+
+def test_a_process_builds_no_validator_of_what_it_never_reads():
+    program = """
+import agent.inference.worker
+from agent.config import AgentConfig
+from protocol.configuration import PipelineSettings
+from protocol.rules import EnterRule
+print([one.__name__ for one in (AgentConfig, PipelineSettings, EnterRule) if one.__pydantic_complete__])
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
