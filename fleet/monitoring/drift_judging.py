@@ -216,10 +216,6 @@ def end_groups(tx: Connection, tenant: TenantId, *, now: datetime) -> None:
     for alarm in alarm_store.list_open(tx, tenant):
         if alarm.subject.kind is not SubjectKind.GROUP:
             continue
-        newest: dict[tuple[str, str], SeriesRow] = {}
-        for row in drift_store.list_series(tx, tenant, devices=alarm.devices):
-            known = newest.get((row.device, row.pipeline))
-            if known is None or row.next_w0 > known.next_w0:
-                newest[row.device, row.pipeline] = row
-        if all(row.model != alarm.subject.model for row in newest.values()):
+        current = drift_store.current_of(tx, tenant, drift_store.list_series(tx, tenant, devices=alarm.devices))
+        if all(row.model != alarm.subject.model for row in current):
             clear_released(tx, alarm, now=now)

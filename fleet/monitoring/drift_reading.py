@@ -21,7 +21,6 @@ from fleet.monitoring import (
     quarantine_store,
     reference_store,
 )
-from fleet.monitoring import store as monitoring_store
 from fleet.monitoring.accuracy import Match
 from fleet.monitoring.drift_model import (
     DAY,
@@ -55,26 +54,9 @@ def device_overview(
     """Device by feature: the heat map's rows, those listed by e-BH and of most evidence first."""
     with database.reading() as tx:
         rows = drift_store.list_series(tx, tenant, devices=devices, limit=4 * limit)
-        current = _current(tx, tenant, rows)[:limit]
+        current = drift_store.current_of(tx, tenant, rows)[:limit]
         opened = {one.subject.text: one for one in reversed(alarm_store.list_open(tx, tenant))}
     return [_overview(row, opened.get(row.subject.text)) for row in current]
-
-
-def _current(tx: Connection, tenant: TenantId, rows: Sequence[SeriesRow]) -> list[SeriesRow]:
-    """Of each pipeline the series that it writes now; of those that share an hour the one that the device says it runs."""
-    said = monitoring_store.list_states_of(tx, tenant, {row.device for row in rows}, "drift")
-    told = [(device, one) for device, state in said.items() for one in state.body.get("pipelines", ())]
-    runs = {(device, str(one.get("pipeline"))): str(one.get("model")) for device, one in told}
-    newest: dict[tuple[DeviceId, str], SeriesRow] = {}
-
-    def rank(row: SeriesRow) -> tuple[int, bool, int, int]:
-        return row.next_w0, row.model == runs.get((row.device, row.pipeline)), row.first_w0, -row.series_key
-
-    for row in rows:
-        known = newest.get((row.device, row.pipeline))
-        if known is None or rank(row) > rank(known):
-            newest[row.device, row.pipeline] = row
-    return [row for row in rows if newest[row.device, row.pipeline] is row]
 
 
 def _overview(row: SeriesRow, alarm: Alarm | None) -> OverviewRow:

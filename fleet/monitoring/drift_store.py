@@ -5,7 +5,7 @@ computed from that map and may be computed again. Times of windows are counted i
 """
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from fleet import db
 from fleet.monitoring import drift_tables
+from fleet.monitoring import store as monitoring_store
 from fleet.monitoring.drift_model import Check, DriftState, FeatureCell, Grade
 from fleet.monitoring.drift_tables import SeriesKey, SeriesRow, SumRow, WindowRow
 from protocol.errors import NotFoundError
@@ -128,20 +129,29 @@ def count_series(tx: db.Connection, tenant: TenantId, devices: Collection[Device
     return found
 
 
-def find_current(tx: db.Connection, tenant: TenantId, device: DeviceId, pipeline: str, *, is_held: bool = False) -> SeriesRow | None:
-    """The series that the pipeline writes now: the one with the latest window; None when it never sent one.
+def find_current(tx: db.Connection, tenant: TenantId, device: DeviceId, pipeline: str) -> SeriesRow | None:
+    """The series that the pipeline writes now, see `current_of`; None when it never sent one."""
+    return next(iter(current_of(tx, tenant, list_series(tx, tenant, devices=[device], pipeline=pipeline))), None)
 
-    Of two that share an hour the one that began later: a release replaced the other.
+
+def current_of(tx: db.Connection, tenant: TenantId, rows: Sequence[SeriesRow]) -> list[SeriesRow]:
+    """Of each pipeline among the rows the series that it writes now, in their order: the one with the latest window.
+
+    Of those that share an hour the one that the device says it runs, else the one that began later: a release replaced the other.
     """
-    table = drift_tables.drift_series
-    statement = (
-        sa.select(table)
-        .where(table.c.tenant == tenant, table.c.device == device, table.c.pipeline == pipeline, table.c.src == 0)
-        .order_by(table.c.next_w0.desc(), table.c.first_w0.desc(), table.c.series_key)
-        .limit(1)
-    )
-    row = tx.execute(statement.with_for_update() if is_held else statement).one_or_none()
-    return None if row is None else _series(row)
+    said = monitoring_store.list_states_of(tx, tenant, {row.device for row in rows}, "drift")
+    told = [(device, one) for device, state in said.items() for one in state.body.get("pipelines", ())]
+    runs = {(device, str(one.get("pipeline"))): str(one.get("model")) for device, one in told}
+    newest: dict[tuple[DeviceId, str], SeriesRow] = {}
+
+    def rank(row: SeriesRow) -> tuple[int, bool, int, int]:
+        return row.next_w0, row.model == runs.get((row.device, row.pipeline)), row.first_w0, -row.series_key
+
+    for row in rows:
+        known = newest.get((row.device, row.pipeline))
+        if known is None or rank(row) > rank(known):
+            newest[row.device, row.pipeline] = row
+    return [row for row in rows if newest[row.device, row.pipeline] is row]
 
 
 def list_dirty(tx: db.Connection, *, limit: int) -> list[tuple[TenantId, int]]:

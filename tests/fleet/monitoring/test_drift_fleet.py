@@ -185,6 +185,9 @@ def test_of_two_releases_that_share_an_hour_each_pipeline_shows_the_newer_one(da
     ingest_batch(database, [said], rules=INGEST, now=moment_of(W0 + 12))
     rows = drift_reading.device_overview(database, T0)
     assert {row.state.model for row in rows if row.state.device == "cam-1"} == {MODEL.hex()}
+    with database.reading() as tx:  # whoever asks for one device sees the release that the overview shows
+        (series, _) = drift_reading.current_series(tx, T0, DeviceId("cam-1"), "front")
+    assert series.model == MODEL.hex()
 
 
 @on_sqlite
