@@ -72,6 +72,7 @@ PAIRS = (
     (MODELS / "old.onnx", MODELS / "tuned.onnx", Method.ONNX),
     (MODELS / "old.onnx", MODELS / "rebuilt.onnx", Method.ONNX),
     (DIGITS / "1.1" / "tflite" / "model.tflite", DIGITS / "1.2" / "tflite" / "model.tflite", Method.TFLITE),
+    (MODELS / "rows.onnx", MODELS / "pruned.onnx", Method.ONNX),
 )
 BASES = tuple(_base(*pair) for pair in PAIRS)
 

@@ -241,7 +241,13 @@ def models() -> dict[str, bytes]:
     scales = generator.uniform(0.01, 0.02, 8).astype(np.float32)
     recalibrated = (scales * np.float32(1.01)).astype(np.float32)
     tuned = np.clip(weights.astype(np.int16) + generator.integers(-1, 2, weights.shape), -127, 127).astype(np.int8)
+    rows = generator.integers(-127, 128, (160, 3, 3, 3)).astype(np.int8)
+    is_moved = (generator.random(rows.shape) < 0.3) & (np.arange(160)[:, None, None, None] % 2 == 0)
+    pruned = np.where(is_moved, generator.integers(-127, 128, rows.shape), rows).astype(np.int8)
+    of_rows = generator.uniform(0.01, 0.02, 160).astype(np.float32)
     return {
+        "rows.onnx": _onnx(rows, of_rows, 0.05, 3),
+        "pruned.onnx": _onnx(pruned, of_rows, 0.05, 3),
         "old.onnx": _onnx(weights, scales, 0.05, 3),
         "recalibrated.onnx": _onnx(weights, recalibrated, 0.051, 4),
         "tuned.onnx": _onnx(tuned, scales, 0.05, 3),
@@ -281,6 +287,7 @@ def deltas(folder: Path) -> dict[str, bytes]:
     seeds = {}
     pairs = [(folder / "old.onnx", folder / f"{name}.onnx", Method.ONNX) for name in ("recalibrated", "tuned", "rebuilt")]
     pairs.append((*(DIGITS / release / "tflite" / "model.tflite" for release in ("1.1", "1.2")), Method.TFLITE))
+    pairs.append((folder / "rows.onnx", folder / "pruned.onnx", Method.ONNX))
     for index, (old, newer, method) in enumerate(pairs):
         parts = delta_tensors.build(method, old, newer)
         streams = _with_plain_plan(parts.streams)
