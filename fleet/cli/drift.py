@@ -11,11 +11,14 @@ from fleet.cli.session import open_api
 app = typer.Typer(no_args_is_help=True, help="Drift: what devices saw, and what is normal for them.")
 app.add_typer(drift_reference.app, name="reference")
 
+#: A probability below this is shown as smaller, and not as a number.
+_LEAST_P = 1e-300
+
 _ROWS: tuple[tuple[str, Any], ...] = (
     ("DEVICE", lambda row: row["device"]),
     ("PIPELINE", lambda row: row["pipeline"]),
     ("REFERENCE", lambda row: f"{row['grade']} ({row['days']} days)"),
-    ("P", lambda row: "" if row["p"] is None else f"{row['p']:.2g}"),
+    ("P", lambda row: _probability(row["p"])),
     ("EVIDENCE", lambda row: f"{row['statistic']:.3g} of {row['threshold']:.3g}" if row["threshold"] else ""),
     ("ALARM", lambda row: f"{row['alarm']} {row['alarm_state']}" if row["alarm"] else ""),
     ("CONDITIONS", lambda row: ", ".join(sorted(row["conditions"]))),
@@ -53,7 +56,7 @@ def _pipeline(found: dict[str, Any]) -> None:
     tested = {row["feature"]: row for row in state.get("features", [])}
     columns: tuple[tuple[str, Any], ...] = (
         ("FEATURE", lambda row: row["feature"]),
-        ("P", lambda row: _number(tested.get(row["feature"], {}).get("p"), ".2g")),
+        ("P", lambda row: _probability(tested.get(row["feature"], {}).get("p"))),
         ("SHIFT", lambda row: _number(tested.get(row["feature"], {}).get("place"), "+.1f")),
         ("PSI", lambda row: f"{row['psi']:.2f}"),
         ("JS", lambda row: f"{row['js']:.2f}"),
@@ -64,6 +67,11 @@ def _pipeline(found: dict[str, Any]) -> None:
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
+
+
+def _probability(value: float | None) -> str:
+    """Never 0: the numbers of a computer end before that."""
+    return "" if value is None else f"{value:.2g}" if value >= _LEAST_P else f"< {_LEAST_P:.0e}"
 
 
 _WAITING: tuple[tuple[str, Any], ...] = (

@@ -40,6 +40,8 @@ SLOTS: Mapping[Range, timedelta] = {
     Range.WEEK: timedelta(hours=1),
     Range.MONTH: timedelta(hours=1),
 }
+#: A probability below this is shown as smaller, and not as a number.
+LEAST_P = 1e-300
 #: What the pages of telemetry offer; a week of raw messages is not read for one page.
 RANGES = (Range.HOUR, Range.DAY, Range.WEEK)
 
@@ -129,6 +131,11 @@ def number(value: float | None) -> str:
     if value == 0 or 0.001 <= abs(value) < 1_000_000:
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:.1e}"
+
+
+def probability(value: float | None) -> str:
+    """The same of a probability: never 0, which nothing that was seen has; where the numbers of a computer end it is below that."""
+    return number(value) if value is None or value >= LEAST_P else f"< {LEAST_P:.0e}"
 
 
 def fleet_charts(points: Sequence[FleetPoint], *, span: Range) -> tuple[Chart, ...]:

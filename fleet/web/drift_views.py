@@ -19,7 +19,7 @@ from fleet.monitoring.drift_model import (
     Trust,
 )
 from fleet.monitoring.drift_tables import Waiting
-from fleet.web.charts import Bar, Chart, Line, Mark, bars_of, number
+from fleet.web.charts import Bar, Chart, Line, Mark, bars_of, number, probability
 
 SUB_WINDOW = timedelta(minutes=10)
 #: False alarms per device-year that the what-if table always shows.
@@ -362,7 +362,7 @@ def alarm_page(alarm: Alarm, *, words: str, what_if: WhatIfView | None = None, t
                 one.group,
                 one.word,
                 percent(one.share),
-                number(one.p),
+                probability(one.p),
                 signed(one.place),
                 signed(one.spread),
                 number(one.psi),
@@ -458,10 +458,10 @@ def pipeline_drift(
     facts = (
         ("Reference", state.grade.value if state.grade is not Grade.COLLECTING else f"learning: day {state.days} of 14, no alarms yet"),
         ("Check", f"by the {state.check.value}"),
-        ("Latest score", f"{number(state.score)} (p {number(state.p)})"),
+        ("Latest score", f"{number(state.score)} (p {probability(state.p)})"),
         ("Evidence", f"{number(state.statistic)}, with {number(state.threshold)} an alarm is raised"),
         ("Site gap", f"{number(state.site_gap)} (distance to the model's own reference; shown, never an alarm)"),
-        ("Peers", f"p {number(state.peer_p)} against devices like it; shown, never an alarm"),
+        ("Peers", f"p {probability(state.peer_p)} against devices like it; shown, never an alarm"),
         ("Judged until", f"{state.judged_until:%Y-%m-%d %H:%M} UTC" if state.judged_until else "nothing yet"),
         ("Conditions", ", ".join(f"{code}: {seconds} s" for code, seconds in state.conditions.items()) or "none"),
     )
@@ -517,11 +517,11 @@ def _heat_row(row: OverviewRow, features: Sequence[str]) -> HeatRow:
         state=row.alarm_state.value if row.alarm_state else "ok",
         alarm=row.alarm or "",
         score=number(state.score),
-        p=number(state.p),
+        p=probability(state.p),
         evidence=number(state.evidence),
         is_listed=state.is_listed,
         cells=tuple(
-            Cell(signed(cell.place), heat_of(cell.p), f"p {number(cell.p)}")
+            Cell(signed(cell.place), heat_of(cell.p), f"p {probability(cell.p)}")
             if (cell := cells.get(feature))
             else Cell("–", 0, "not watched")
             for feature in features

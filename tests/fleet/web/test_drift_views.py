@@ -129,6 +129,12 @@ def test_an_alarm_is_explained_in_plain_words():
     assert young["What happened"] == young["What it means"]
 
 
+@pytest.mark.parametrize(("p", "shown"), [(0.0, "< 1e-300"), (5e-324, "< 1e-300"), (2.5e-80, "2.5e-80"), (0.02, "0.02")])
+def test_the_probability_of_what_was_seen_is_never_shown_as_zero(p, shown):
+    page = drift_views.alarm_page(replace(ALARM, features=(replace(FEATURE, p=p),)), words="")
+    assert page.features[0].p == shown
+
+
 @pytest.mark.parametrize("cause", list(Cause))
 def test_every_cause_has_its_words(cause):
     assert drift_views.explanation(replace(ALARM, cause=cause), "")[1][1].endswith(".")
