@@ -22,9 +22,7 @@ def ensure_group(tx: db.Connection, tenant: TenantId, *, kind: SubjectKind, name
     statement = sa.select(table).where(*(table.c[column] == value for column, value in key.items()))
     row = tx.execute(statement).one_or_none()
     if row is None:
-        fresh: dict[str, Any] = dict.fromkeys(
-            ("dirty_from", "due_at", "reference", "peers", "evidence_state", "score", "p", "judged_until", "restarted_at")
-        )
+        fresh: dict[str, Any] = dict.fromkeys(("dirty_from", "due_at", "reference", "peers", "score", "p", "judged_until", "restarted_at"))
         fresh |= {"members": 0, "grade": Grade.COLLECTING, "statistic": 0.0, "threshold": 0.0, "updated_at": now}
         db.insert_ignore(tx, table, {**fresh, **key, "group_key": drift_tables.new_key()})
         row = tx.execute(statement).one()

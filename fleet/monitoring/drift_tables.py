@@ -47,8 +47,6 @@ drift_groups = sa.Table(
     sa.Column("due_at", db.utc),
     sa.Column("reference", sa.LargeBinary),
     sa.Column("peers", sa.LargeBinary),
-    # as protocol.sketches.evidence encodes it
-    sa.Column("evidence_state", sa.LargeBinary),
     sa.Column("grade", sa.String(16), nullable=False),
     sa.Column("statistic", sa.Float, nullable=False),
     sa.Column("threshold", sa.Float, nullable=False),
@@ -322,7 +320,6 @@ class GroupRow:
     #: Of the means of hours, and of what one member differs from the others by.
     reference: bytes | None
     peers: bytes | None
-    evidence_state: bytes | None
     grade: Grade
     statistic: float
     threshold: float
