@@ -99,6 +99,30 @@ def quarantine(
     output.table(_WAITING, found, empty="Nothing was put aside.")
 
 
+_UNCONFIRMED: tuple[tuple[str, Any], ...] = (
+    ("DEVICE", lambda row: row["device"]),
+    ("PIPELINE", lambda row: row["pipeline"]),
+    ("CROSSED", lambda row: row["raised_at"][:16]),
+    ("CAME", lambda row: f"{row['here']} of {row['stretch']}"),
+    ("WHY", lambda row: row["reason"]),
+)
+
+
+@app.command()
+def unconfirmed(
+    device: str | None = typer.Argument(None, help="One device; all when not given."),
+    as_json: bool = JsonOption,
+    server: str | None = ServerOption,
+) -> None:
+    """Show alarms that devices say they have and no window confirms, with the reason."""
+    with open_api(server) as api:
+        found = api.get("/drift/unconfirmed", device=device)["items"]
+    if as_json:
+        output.document(found)
+        return
+    output.table(_UNCONFIRMED, found, empty="Every alarm that a device has is known here.")
+
+
 @app.command()
 def rebaseline(device: str, pipeline: str, yes: bool = YesOption, reason: str = ReasonOption, server: str | None = ServerOption) -> None:
     """Take what a device sees from now on as normal; for 14 days it raises no alarm."""

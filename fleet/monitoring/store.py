@@ -389,6 +389,22 @@ def list_states_of(tx: db.Connection, tenant: TenantId, devices: Collection[Devi
     return found
 
 
+def list_states_saying(
+    tx: db.Connection, tenant: TenantId, stream: str, text: str, *, device: DeviceId | None = None, limit: int
+) -> dict[DeviceId, DeviceState]:
+    """The newest message of one state topic of the devices whose message holds this text, as JSON is written here; by device."""
+    table, of = device_states, monitored_devices
+    statement = (
+        sa.select(of.c.device, table)
+        .join(of, sa.and_(of.c.tenant == table.c.tenant, of.c.device_key == table.c.device_key))
+        .where(of.c.tenant == tenant, table.c.stream == stream, table.c.body.contains(text, autoescape=True))
+        .order_by(of.c.device)
+        .limit(limit)
+    )
+    statement = statement if device is None else statement.where(of.c.device == device)
+    return {row.device: DeviceState(row.stream, row.ts, row.received_at, json.loads(row.body)) for row in tx.execute(statement)}
+
+
 def list_telemetry(
     tx: db.Connection,
     tenant: TenantId,

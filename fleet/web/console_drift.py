@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from fleet.devices import service as devices
-from fleet.monitoring import drift_reading, drift_service
+from fleet.monitoring import drift_claims, drift_reading, drift_service
 from fleet.monitoring.drift_model import OPEN_STATES, Alarm, AlarmEvent, AlarmState, OverviewRow, SubjectKind, TimePoint
 from fleet.web import drift_views, render
 from fleet.web.auth import Caller, require, services_of
@@ -208,7 +208,9 @@ def _alarms_view(request: Request, caller: Caller, shown: str, after: str | None
     found = drift_service.list_alarms(services.database, caller.tenant, states=_SHOWN[shown], after=after, limit=PAGE_SIZE + 1)
     promise = drift_service.false_alarms(services.database, caller.tenant, since=now - timedelta(days=PROMISE_DAYS), now=now)
     more = f"/alarms?show={shown}&after={found[PAGE_SIZE - 1].alarm}" if len(found) > PAGE_SIZE else ""
-    view = drift_views.alarms_view(found[:PAGE_SIZE], open_count=count_open(request, caller), shown=shown, promise=promise)
+    claims = drift_claims.list_unconfirmed(services.database, caller.tenant, now=now) if shown == "open" and not after else []
+    opened = count_open(request, caller)
+    view = drift_views.alarms_view(found[:PAGE_SIZE], open_count=opened, shown=shown, promise=promise, claims=claims)
     return drift_views.with_pages(view, next_url=more, first_url=f"/alarms?show={shown}" if after else "")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from fleet.monitoring.drift_claims import Claim
 from fleet.monitoring.drift_model import (
     HOUR,
     AccuracyRange,
@@ -191,6 +192,8 @@ class AlarmsView:
     open_count: int
     said: str
     promise: str
+    #: What devices say and nothing confirms, one line each.
+    unconfirmed: tuple[str, ...] = ()
     next_url: str = ""
     first_url: str = ""
 
@@ -427,12 +430,22 @@ def explanation(alarm: Alarm, words: str) -> tuple[tuple[str, str], ...]:
     )
 
 
-def alarms_view(found: Sequence[Alarm], *, open_count: int, shown: str, promise: FalseAlarms | None) -> AlarmsView:
-    """A page of alarms, with the sentence that is read aloud."""
+def alarms_view(
+    found: Sequence[Alarm], *, open_count: int, shown: str, promise: FalseAlarms | None, claims: Sequence[Claim] = ()
+) -> AlarmsView:
+    """A page of alarms, with the sentence that is read aloud, and what devices say beside them."""
     rows = tuple(alarm_row(one) for one in found)
     newest = next((row for row in rows if row.state != "cleared"), None)
     said = f"{open_count} open alarm{'' if open_count == 1 else 's'}." + (f" The newest: {newest.place}." if newest else "")
-    return AlarmsView(rows, shown, open_count, said, promise_words(promise) if promise else "")
+    if claims:
+        said += f" {len(claims)} alarm{'' if len(claims) == 1 else 's'} of devices unconfirmed."
+    lines = tuple(claim_words(one) for one in claims)
+    return AlarmsView(rows, shown, open_count, said, promise_words(promise) if promise else "", lines)
+
+
+def claim_words(one: Claim) -> str:
+    """Whose alarm it is, since when, and why it stands alone."""
+    return f"{one.device} / {one.pipeline} says that it crossed in the ten minutes from {one.raised_at:%Y-%m-%d %H:%M} UTC. {one.reason}"
 
 
 def with_pages(view: AlarmsView, *, next_url: str, first_url: str) -> AlarmsView:

@@ -9,7 +9,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import Field
 
 from fleet.devices.model import DeviceFilter
-from fleet.monitoring import drift_labels, drift_reading, drift_references
+from fleet.monitoring import drift_claims, drift_labels, drift_reading, drift_references
+from fleet.monitoring.drift_claims import Claim
 from fleet.monitoring.drift_labels import LabelDraft
 from fleet.monitoring.drift_model import AccuracyRange, Distribution, Measured, OverviewRow, Reference
 from fleet.monitoring.drift_sums import moment_of
@@ -70,6 +71,15 @@ def quarantine(request: Request, caller: SeesDrift, device: Annotated[str | None
     """Windows that were put aside: what waits, since when, for which grid, and until when."""
     found = drift_reading.list_waiting(services_of(request).database, caller.tenant, device=DeviceId(device) if device else None)
     return rest.one({"items": [waiting_json(one) for one in found]})
+
+
+@router.get("/drift/unconfirmed")
+def unconfirmed(request: Request, caller: SeesDrift, device: Annotated[str | None, Query(max_length=63)] = None) -> Response:
+    """Alarms that devices say they have and no window confirms, each with the reason."""
+    services = services_of(request)
+    name = DeviceId(device) if device else None
+    found = drift_claims.list_unconfirmed(services.database, caller.tenant, now=services.clock.now(), device=name)
+    return rest.one({"items": [claim_json(one) for one in found]})
 
 
 @router.get("/drift/distributions")
@@ -195,6 +205,11 @@ def waiting_json(one: Waiting) -> dict[str, Any]:
         "since": rest.iso(one.since),
         "until": rest.iso(one.until),
     }
+
+
+def claim_json(one: Claim) -> dict[str, Any]:
+    """An alarm that only the device knows of as the API answers it."""
+    return {**asdict(one), "raised_at": rest.iso(one.raised_at), "told_at": rest.iso(one.told_at)}
 
 
 def distribution_json(one: Distribution) -> dict[str, Any]:

@@ -17,7 +17,16 @@ from agent.config import parse_desired
 from fleet.audit import Actor, ActorKind
 from fleet.db import Database
 from fleet.devices import twins
-from fleet.monitoring import drift_learning, drift_reading, drift_references, drift_service, drift_store, drift_tick, stretches
+from fleet.monitoring import (
+    drift_claims,
+    drift_learning,
+    drift_reading,
+    drift_references,
+    drift_service,
+    drift_store,
+    drift_tick,
+    stretches,
+)
 from fleet.monitoring.detectors import Scored
 from fleet.monitoring.drift_model import AlarmEvent, AlarmState, Cause, Check
 from fleet.monitoring.drift_rules import DriftRules
@@ -209,6 +218,63 @@ def test_evidence_that_came_before_its_reference_is_verified_with_it(database):
     assert len(site.alarms()) == 1
 
 
+def _unconfirmed(site: Site) -> list[drift_claims.Claim]:
+    return drift_claims.list_unconfirmed(site.database, T0, now=site.now)
+
+
+def _claimed(site: Site, w0: int, **values: object) -> None:
+    """The device says that it crossed in this sub-window."""
+    grid, learned = site.camera.grid.grid_id.hex(), reference().reference_id.hex()
+    site.say(**{"raised_at": w0 * SUBWINDOW_MS, "stretch": 6, "grid": grid, "reference": learned, "evidence": 6e4, **values})
+
+
+def test_a_claim_whose_evidence_never_comes_is_shown_unconfirmed_with_what_is_missing(site):
+    site.take(*site.camera.hours(W0, 24))
+    _claimed(site, W0 + 149)
+    assert _unconfirmed(site) == []  # what it owes has its time
+    site.now += timedelta(minutes=31)
+    assert _unconfirmed(site) == []
+    site.now = moment_of(W0 + 150) + drift_claims.CLAIM_WAITS
+    (claim,) = _unconfirmed(site)
+    assert (claim.device, claim.pipeline, claim.raised_at, claim.here, claim.stretch) == (CAM, "front", moment_of(W0 + 149), 0, 6)
+    assert claim.reason == "None of the 6 sub-windows that its claim rests on came."
+    assert site.alarms() == []
+    site.say(state="ok")
+    assert _unconfirmed(site) == []
+
+
+@on_sqlite
+def test_a_claim_is_answered_by_the_alarm_that_its_evidence_raises_also_when_that_is_over(site):
+    site.take(*site.camera.hours(W0, 24))
+    site.take(*site.camera.evidence(W0 + 144, STRETCH, shift=LITTLE))
+    _claimed(site, W0 + 144 + STRETCH - 1, stretch=STRETCH)
+    site.now += timedelta(hours=1)
+    assert site.alarms(AlarmState.RAISED)
+    assert _unconfirmed(site) == []
+    site.clear()
+    assert _unconfirmed(site) == []
+
+
+@on_sqlite
+def test_an_unconfirmed_claim_says_which_part_of_the_chain_is_missing(site):
+    site.take(*site.camera.hours(W0, 24))
+    site.now = moment_of(W0 + 160)
+    _claimed(site, W0 + 149, reference="ab" * 16)
+    assert "is not here: its event was lost or refused" in _unconfirmed(site)[0].reason
+    _claimed(site, W0 + 149, model="cd" * 16)
+    assert _unconfirmed(site)[0].reason == "No window of this model version came from the device."
+    site.now = moment_of(W0 + 150)
+    site.take(*site.camera.evidence(W0 + 144, 3, shift=LITTLE))
+    _claimed(site, W0 + 149)
+    site.now = moment_of(W0 + 160)
+    (claim,) = _unconfirmed(site)
+    assert (claim.here, claim.reason) == (3, "3 of the 6 sub-windows that its claim rests on came; they do not raise an alarm.")
+    site.take(*site.camera.evidence(W0 + 147, 3))
+    _claimed(site, W0 + 149)
+    site.now = moment_of(W0 + 162)
+    assert _unconfirmed(site)[0].here == 6
+
+
 # --- how an alarm goes on ---
 
 
@@ -336,10 +402,10 @@ def test_hours_say_what_their_sub_windows_say(seed, shift):
     # without the look at ten minutes, which hours leave out
     longer = [one for one in made.looks if one.look.subwindows > 1]
     wanted = np.nanmin(np.stack([one.p_values(made.filled(short.rows.summaries))[5::6] / one.look.share for one in longer]), axis=0)
-    assert np.allclose(long_.values, wanted, rtol=1e-6)
+    assert np.allclose(long_.values, made.valued(wanted), rtol=1e-6)
     both = stretches.with_scores(long_, hours, made)
     ten = np.array([float(made.p_values(one.scores)[0]) for one in parts]).reshape(6, 6).min(axis=1) / made.looks[0].look.share
-    assert both.values.tolist() == pytest.approx(np.fmin(long_.values, ten).tolist())
+    assert both.values.tolist() == pytest.approx(np.fmin(long_.values, made.valued(ten)).tolist())
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(1e-9, 1.0)), min_size=1, max_size=30), st.integers(1, 29))
@@ -362,7 +428,7 @@ def test_looks_have_words():
         "in ten minutes",
         "in the mean of an hour",
         "in the mean of three hours",
-        "in the answers of an hour",
+        "in the answers of two hours",
         "in the answers of three hours",
     }
     assert stretches.look_words(replace(HOURLY_LOOKS[0], subwindows=72)) == "in the mean of 720 minutes"

@@ -8,6 +8,7 @@ import pytest
 from console_site import ConsoleSite, running_site
 from simulators.clock import FakeClock
 from simulators.darker_camera import add_drift
+from simulators.messages import body, incoming
 from simulators.sketches import SketchDevice
 from simulators.sketches import profile as sketch_profile
 
@@ -82,6 +83,25 @@ def test_windows_of_a_grid_that_no_release_brought_are_shown_with_what_they_wait
     assert site.tokens.vera.get("/drift/quarantine", params={"device": "cam-9"}).json()["items"] == []
     assert f"grid {grid} is unknown" in run("drift", "quarantine")[1]
     assert "Nothing was put aside." in run("drift", "quarantine", "cam-9")[2]
+
+
+def test_an_alarm_that_only_the_device_knows_is_shown_unconfirmed_by_api_command_and_console(run, site):
+    vera, now_ms = site.tokens.vera, to_unix_ms(site.services.clock.now())
+    site.ingest(STRAY.message(STRAY.hour(now_ms // SUBWINDOW_MS // 6 * 6 - 6)))
+    assert vera.get("/drift/unconfirmed").json()["items"] == []
+    assert "Every alarm that a device has is known here." in run("drift", "unconfirmed")[2]
+    told = {"pipeline": "stray", "line": "pets", "model": STRAY.model.hex(), "grid": STRAY.grid.grid_id.hex(), "state": "raised"}
+    told |= {"raised_at": now_ms - 3_600_000, "stretch": 3, "reference": "ab" * 16, "threshold": 52_560.0, "evidence": 60_000.0}
+    site.ingest(incoming("mooring/1/t0/d/cam-1/drift", body(10**6, state="raised", check="device", pipelines=[told])))
+    (row,) = vera.get("/drift/unconfirmed", params={"device": "cam-1"}).json()["items"]
+    assert (row["device"], row["pipeline"], row["stretch"], row["here"]) == ("cam-1", "stray", 3, 0)
+    assert row["reason"] == f"Its windows wait for the release that brings grid {STRAY.grid.grid_id.hex()[:12]}."
+    assert row["reason"] in run("drift", "unconfirmed", "cam-1")[1].replace("\n", " ")
+    assert vera.get("/drift/unconfirmed", params={"device": "cam-9"}).json()["items"] == []
+    site.person("una", "viewer")
+    page = site.browser("una").get("/alarms").text
+    assert "cam-1 / stray says that it crossed in the ten minutes from" in page
+    assert "1 alarm of devices unconfirmed." in page
 
 
 def test_a_viewer_changes_nothing(site):
