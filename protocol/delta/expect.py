@@ -14,6 +14,7 @@ from protocol.delta.onnx import scan_onnx, varying_values
 from protocol.delta.tensors import DTYPES, FLOAT_KINDS, WIDTHS, Kind, Scan, Tensor, skeleton_of
 from protocol.delta.tflite import scan_tflite
 
+_F4 = np.dtype("<f4")
 #: The ratio of scales that did not change.
 _ONE = np.full(1, predict.FINE, np.float32)
 
@@ -86,8 +87,10 @@ class OldModel:
                 for index, start, stop in pieces
             ]
         else:
-            spans = [(tensors[partner[index]].start, start, stop) for index, start, stop in pieces]
-            made = [data[at + start * width : at + stop * width] for at, start, stop in spans]
+            made = [
+                data[(at := tensors[partner[index]].start) + start * width : at + stop * width]  # one pass: there are hundreds of them
+                for index, start, stop in pieces
+            ]
         return np.frombuffer(made[0] if len(made) == 1 else b"".join(made), DTYPES[kind])
 
 
@@ -127,11 +130,15 @@ class Expecting:
                 return -1
         return index
 
-    def learn(self, piece: Piece, values: Array) -> None:
-        """Keep the new values of this piece when a later prediction needs them."""
-        if piece.index in self.wanted:
-            before = self.known.get(piece.index) if piece.start else None
-            self.known[piece.index] = values.copy() if before is None else np.concatenate([before, values])
+    def learn(self, pieces: Sequence[Piece], values: Array) -> None:
+        """Keep the new values of those of these pieces that a later prediction needs."""
+        wanted, known, at = self.wanted, self.known, 0
+        for index, start, stop in pieces:
+            end = at + stop - start
+            if index in wanted:
+                part = values[at:end]
+                known[index] = np.concatenate([known[index], part]) if start and index in known else part.copy()
+            at = end
 
     def expected(self, kind: Kind, pieces: list[Piece]) -> predict.Expected:
         """What the values of these pieces are predicted to be; all of one kind."""
@@ -257,7 +264,7 @@ class Expecting:
             if not self.is_same[index] or self.partner[index] < 0:
                 raise DeltaError("The delta needs a scale before it tells it.")
             self.known[index] = self.old.values(self.partner[index], 0, self.scan.tensors[index].count)
-        return self.known[index].view("<f4")
+        return self.known[index].view(_F4)
 
 
 def repeated_runs(runs: Sequence[tuple[Array, int]], type_: Any) -> Array:
@@ -295,12 +302,3 @@ def steps(indices: Sequence[int], tensors: Sequence[Tensor]) -> Iterator[list[Pi
                 pieces, held = [], 0
     if pieces:
         yield pieces
-
-
-def cut(pieces: list[Piece], values: Array) -> Iterator[tuple[Piece, Array]]:
-    """Each piece with its part of the values."""
-    at = 0
-    for piece in pieces:
-        end = at + piece.stop - piece.start
-        yield piece, values[at:end]
-        at = end

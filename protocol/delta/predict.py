@@ -106,9 +106,10 @@ class Drift:
         """The drift of the values start … stop in steps of 1 / FINE, float32. Sums stay below 2^24, so they are exact in any order."""
         columns = self.of_columns.shape[1]
         first, last = start // columns, -(-stop // columns)
-        made: Array = (self.of_rows[first:last] @ self.of_columns).ravel()[start - first * columns : stop - first * columns]
-        made *= np.float32(FINE * 2.0**-self.shift)
-        return made
+        # a power of two changes no digit, before the sums or behind them
+        of_rows = self.of_rows[first:last] * np.float32(FINE * 2.0**-self.shift)
+        made: Array = (of_rows @ self.of_columns).ravel()
+        return made if last * columns - first * columns == stop - start else made[start - first * columns : stop - first * columns]
 
 
 def levels_of(fine: Array | None, count: int, levels: int) -> Array:

@@ -16,7 +16,7 @@ from protocol.delta import frames, packed, predict
 from protocol.delta.container import CHUNK_BYTES, MAX_FILE_BYTES, Header, Method
 from protocol.delta.entropy import TABLE_BITS, TABLE_SLOTS, Array, Bits, Symbols, deferred_numbers, numbers, small_numbers, states_of
 from protocol.delta.errors import DeltaError
-from protocol.delta.expect import Expecting, OldModel, Piece, cut, repeated_runs, steps
+from protocol.delta.expect import Expecting, OldModel, Piece, repeated_runs, steps
 from protocol.delta.files import Mapped, Output
 from protocol.delta.onnx import scan_onnx
 from protocol.delta.plan import (
@@ -401,9 +401,7 @@ class Rebuilding:
         if self.held_values > MAX_DEFERRED_VALUES:
             raise DeltaError(f"The delta defers bits of more than {MAX_DEFERRED_VALUES} values.")
         if kind is not Kind.I32 and not self.expecting.wanted.isdisjoint([piece.index for piece in pieces]):
-            almost = predict.ordered((whole + made).astype(DTYPES[kind]), kind)
-            for piece, part in cut(pieces, almost):
-                self.expecting.learn(piece, part)
+            self.expecting.learn(pieces, predict.ordered((whole + made).astype(DTYPES[kind]), kind))
 
     def _write_made(self, kind: Kind, pieces: list[Piece], made: Array) -> None:
         if kind in FLOAT_KINDS:
@@ -417,8 +415,7 @@ class Rebuilding:
             at = end
         self.output.write_parts(parts)
         if kind is Kind.F32 and not self.expecting.wanted.isdisjoint([piece.index for piece in pieces]):
-            for piece, part in cut(pieces, made):
-                self.expecting.learn(piece, part)
+            self.expecting.learn(pieces, made)
 
     def _numbers(self, pieces: list[Piece], fine: Array | None) -> Array | int:
         """The numbers that correct these values; those of 8 bits modulo 256, uint8."""
