@@ -91,9 +91,9 @@ def statistics(known: Known, row: SeriesRow, reference: DeviceReference, windows
     seen = read_windows(known, row, reference, windows)
     found: dict[int, float] = {}
     if row.decided_by is Check.DEVICE:
-        share = reference.looks[0].look.share
-        scores = zip(seen.scored.w0s.tolist(), seen.scored.p.tolist(), strict=True)
-        found = {w0: stretches.statistic(p / share) for w0, p in scores if not math.isnan(p)}
+        said = reference.valued(seen.scored.p / reference.looks[0].look.share)
+        scores = zip(seen.scored.w0s.tolist(), said.tolist(), strict=True)
+        found = {w0: stretches.statistic(value) for w0, value in scores if not math.isnan(value)}
     hours = [decode(one.body, known.grid) for one in windows if one.nsub > 1]
     for judged in (_judged_evidence(known, reference, seen, since=0), _judged_hours(known, row, reference, hours, since=0)):
         for end, value in zip(judged.rows.ends.tolist(), judged.values.tolist(), strict=True):

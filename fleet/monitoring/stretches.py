@@ -102,7 +102,7 @@ def judge(rows: Rows, reference: DeviceReference) -> Judged:
     """By the looks that are as long as a row or longer."""
     filled = reference.filled(rows.summaries)
     shares = [one.p_values(filled) / one.look.share for one in _scaled(reference, rows.width)] if len(filled) else []
-    return Judged(rows, _least(shares, len(filled)))
+    return Judged(rows, reference.valued(_least(shares, len(filled))))
 
 
 def with_scores(judged: Judged, windows: Sequence[SketchWindow], reference: DeviceReference) -> Judged:
@@ -116,7 +116,8 @@ def with_scores(judged: Judged, windows: Sequence[SketchWindow], reference: Devi
             places = (np.arange(one.w0, one.w0 + one.nsub) - rows.start) // rows.width
             inside = (places >= 0) & (places < len(shorter)) & ~np.isnan(one.scores)
             np.minimum.at(shorter, places[inside], reference.p_values(one.scores[inside]) / first.share)
-    return Judged(rows, _least([judged.values, np.where(np.isinf(shorter), np.nan, shorter)], len(shorter)))
+    said = reference.valued(np.where(np.isinf(shorter), np.nan, shorter))
+    return Judged(rows, _least([judged.values, said], len(shorter)))
 
 
 def first_found(judged: Judged, reference: DeviceReference, rate: float, *, start: int) -> Found | None:
@@ -175,7 +176,7 @@ def statistic(value: float) -> float:
 
 def look_words(look: Look) -> str:
     """Which look it was, for people: "in the mean of three hours"; its length in sub-windows."""
-    length = {1: "ten minutes", HOUR: "an hour", 3 * HOUR: "three hours", 6 * HOUR: "six hours", DAY: "a day"}.get(
+    length = {1: "ten minutes", HOUR: "an hour", 2 * HOUR: "two hours", 3 * HOUR: "three hours", 6 * HOUR: "six hours", DAY: "a day"}.get(
         look.subwindows, f"{10 * look.subwindows} minutes"
     )
     return f"in the answers of {length}" if look.is_classes else f"in {'the mean of ' if look.subwindows > 1 else ''}{length}"
@@ -211,7 +212,7 @@ def _found(judged: Judged, reference: DeviceReference, place: int) -> Found:
     looks = _scaled(reference, rows.width)
     filled = reference.filled(rows.summaries[: place + 1])
     said = [float(one.p_values(filled[-one.look.subwindows :])[-1]) / one.look.share for one in looks]
-    known = [one if not np.isnan(one) else np.inf for one in said]
+    known = [one if not np.isnan(one) else np.inf for one in reference.valued(np.array(said))]
     best = int(np.argmin(known)) if known else 0
     is_shorter = rows.width > 1 and (not known or value < known[best] * (1 - 1e-6))  # said by the scores of the sub-windows inside
     look = reference.looks[0].look if is_shorter else looks[best].look

@@ -24,6 +24,7 @@ from protocol.sketches.looks import (
     Look,
     LookReference,
     Modes,
+    calibrated,
     classes_of,
     fit_looks,
     judged,
@@ -171,8 +172,22 @@ class DeviceReference:
         return self.tail.p_values(scores)
 
     def judged(self, summaries: DoubleArray) -> DoubleArray:
-        """See `looks.judged`: float64[n] of consecutive rows of whole summaries float64[n, d], NaN rows where one is not testable."""
-        return judged(self.looks, self.filled(summaries))
+        """See `looks.judged`: float64[n] of consecutive rows of whole summaries float64[n, d], NaN rows where one is not testable.
+
+        As it was found to come, where that was measured.
+        """
+        return self.valued(judged(self.looks, self.filled(summaries)))
+
+    def valued(self, values: DoubleArray) -> DoubleArray:
+        """What the least p / share over some looks [n] says: how seldom so little comes, float64[n] (`looks.calibrated`)."""
+        return calibrated(values) if self.is_measured else values
+
+    @cached_property
+    def is_measured(self) -> bool:
+        """Whether what its looks come to together was measured: 28 days of ten minutes, and no look but those of `LOOKS`."""
+        known = {(look.name, look.subwindows, look.is_classes, look.share) for look in LOOKS}
+        own = {(one.look.name, one.look.subwindows, one.look.is_classes, one.look.share) for one in self.looks}
+        return self.grade is Grade.CALIBRATED and self.per_day == SUBWINDOWS_PER_DAY and own <= known
 
     def leading(self, summaries: DoubleArray) -> LookReference:
         """The look that says most about the last of these rows. Raises: ValueError when none can say anything."""

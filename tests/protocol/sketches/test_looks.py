@@ -5,16 +5,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from grids import plain_reference
+from hypothesis import given
+from hypothesis import strategies as st
 
 from protocol.errors import InvalidError
+from protocol.sketches.evidence import SUBWINDOWS_PER_YEAR
 from protocol.sketches.grid import FeatureGroup, Grid, fit_feature
 from protocol.sketches.looks import (
+    COMES_TO,
     HOURLY_LOOKS,
     LOOKS,
     ONE_CLOUD,
     Look,
     LookReference,
     Modes,
+    calibrated,
     fit_looks,
     fit_modes,
     is_alarm,
@@ -94,6 +99,23 @@ def test_an_alarm_is_a_statistic_that_reached_its_threshold():
         assert is_alarm(edge * 0.999, rate, per_year=per_year)
         assert not is_alarm(edge * 1.001, rate, per_year=per_year)
     assert not is_alarm(float("nan"), 1.0)
+
+
+@given(st.lists(st.floats(1e-12, 10.0), min_size=2, max_size=20))
+def test_what_looks_come_to_together_is_never_more_than_their_sum_and_keeps_its_order(values):
+    found = calibrated(np.array(sorted(values)))
+    assert (found <= np.array(sorted(values)) * (1 + 1e-9)).all()
+    assert (np.diff(found) >= 0).all()
+
+
+def test_what_looks_come_to_together_is_what_the_study_found_and_rare_values_stay():
+    by_sum, at_most = np.array(COMES_TO).T / SUBWINDOWS_PER_YEAR
+    assert calibrated(by_sum) == pytest.approx(at_most)
+    rare = np.array([1e-12, 1e-9, 0.1 / SUBWINDOWS_PER_YEAR])
+    assert calibrated(rare) == pytest.approx(rare), "where the study left no room the sum is spent as it is"
+    frequent = np.array([0.01, 0.3, 1.0])
+    assert calibrated(frequent) == pytest.approx(frequent * at_most[-1] / by_sum[-1])
+    assert np.isnan(calibrated(np.array([np.nan]))).all()
 
 
 # --- what is seen ---
@@ -232,7 +254,7 @@ def test_a_look_that_cannot_be_fitted_is_left_out_and_its_share_is_not_spent():
     assert [one.look.name for one in fit_looks(stream, GRID)] == ["all-10min", "all-1h", "all-3h"]
     without = fit_looks(stream[:, :6], GRID, coordinates=np.arange(6))
     assert [one.look.name for one in without] == ["all-10min", "all-1h", "all-3h"]
-    assert sum(one.look.share for one in without) == pytest.approx(0.6)
+    assert sum(one.look.share for one in without) == pytest.approx(0.45)
 
 
 @pytest.mark.parametrize(

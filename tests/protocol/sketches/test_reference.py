@@ -17,7 +17,7 @@ from protocol.messages import ReferenceLearned
 from protocol.sketches import reference as references
 from protocol.sketches.evidence import e_values
 from protocol.sketches.grid import FeatureGroup, Grid
-from protocol.sketches.looks import HOURLY_LOOKS, LOOKS, Look, LookReference, Modes, classes_of, judged_by
+from protocol.sketches.looks import HOURLY_LOOKS, LOOKS, Look, LookReference, Modes, calibrated, classes_of, judged, judged_by
 from protocol.sketches.reference import (
     DeviceReference,
     Grade,
@@ -37,6 +37,8 @@ from protocol.topics import MAX_PACKET_BYTES
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "sketches" / "reference.2.cbor"
 GRID = plain_grid()
+#: As `LOOKS`, with another part of the budget for one of them.
+OTHER = (*LOOKS[:-1], replace(LOOKS[-1], share=0.1))
 D = 9
 FIRST = 144 * 20_000
 
@@ -247,6 +249,26 @@ def test_a_reference_says_what_it_was_learned_from(days: int, grade: Grade, last
     assert made.may_alarm
     assert (made.per_day, made.per_year, made.longest) == (144, 52_560, 18)
     assert made.tail.scores.shape == (512,)
+
+
+@pytest.mark.parametrize(
+    ("days", "looks", "is_measured"), [(28, LOOKS, True), (28, LOOKS[:2], True), (14, LOOKS, False), (28, OTHER, False)]
+)
+def test_only_what_was_measured_is_judged_by_what_it_comes_to(days, looks, is_measured):
+    """28 days and the looks of `LOOKS` or some of them; else the sum of the looks is spent as it is."""
+    made = learned(days, looks=looks)
+    fresh = vectors(np.random.default_rng(31), 300)
+    by_sum = judged(made.looks, made.filled(fresh))
+    assert made.is_measured == is_measured
+    assert made.judged(fresh).tolist() == (calibrated(by_sum) if is_measured else by_sum).tolist()
+    assert decode_reference(made.encoded, GRID).is_measured == is_measured
+
+
+def test_a_reference_of_hours_is_not_judged_by_what_ten_minutes_come_to():
+    w0s = FIRST + 6 * np.arange(24 * 28)
+    made = fit_reference(vectors(np.random.default_rng(20), len(w0s)), w0s, grid=GRID, model=MODEL, looks=HOURLY_LOOKS, per_day=24)
+    values = np.array([1e-6, 1e-3])
+    assert made.valued(values).tolist() == values.tolist()
 
 
 def test_a_reference_may_be_of_hours():
