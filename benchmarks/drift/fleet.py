@@ -1,7 +1,7 @@
 """Many simulated devices, one after the other: who is judged by what, and how the outcomes add up. Simulated."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,11 @@ Doubles = npt.NDArray[np.float64]
 #: Clean days after the four weeks of reference: a year of each device.
 CLEAN_DAYS = 365
 #: Repeats of which the delays are measured too; later ones are judged for false alarms alone.
-WITH_DELAYS = 4
+WITH_DELAYS = 12
 #: The first repeat of the test. Earlier ones were seen while a detector was still changed: they are spent.
-FIRST_TEST = 200
+FIRST_TEST = 400
+#: Cases that single features are compared on.
+SINGLE_KINDS = ("full", "20 percent", "prior", "ramp")
 #: p of single features that are tried as thresholds.
 LEVELS = tuple(float(level) for level in np.logspace(-9, -2, 57))
 
@@ -38,6 +40,13 @@ def camera(purpose: str, index: int) -> tuple[bank.Bank, Means]:
     return found, tables(grid(), found)
 
 
+@lru_cache(maxsize=2)
+def cells(purpose: str, index: int) -> singles.Cells:
+    """What the bins of a camera's streams are drawn from."""
+    wanted = (case for case in cases() if case.kind in SINGLE_KINDS)
+    return singles.cells(grid(), camera(purpose, index)[0], sorted({mixture.shift for case in wanted for mixture in case.mixtures}))
+
+
 def one(purpose: str, index: int, repeat: int, days: int) -> Device:
     """A device of the fleet, with four weeks of reference and so many clean days."""
     return device(*camera(purpose, index), purpose, index, repeat, days + 28)
@@ -52,14 +61,14 @@ def run(detector: str, purpose: str, cameras: int, repeats: int, *, with_held_ou
     )
 
 
-def run_singles(purpose: str, cameras: int, days: int) -> list[Outcome]:
+def run_singles(purpose: str, cameras: int, repeats: int, *, days: int = CLEAN_DAYS) -> list[Outcome]:
     """Outcomes of PSI, KS, JS and W1, `alarms` and `delays` keyed by the level of p instead of a rate."""
     found = []
-    repeat = FIRST_TEST if purpose == "test" else 0
-    for index in range(cameras):
+    first = FIRST_TEST if purpose == "test" else 0
+    for index, repeat in ((index, repeat) for repeat in range(first, first + repeats) for index in range(cameras)):
         made: dict[str, Outcome] = {}
 
-        def make(name: str, index: int = index, made: dict[str, Outcome] = made) -> Outcome:
+        def make(name: str, index: int = index, repeat: int = repeat, made: dict[str, Outcome] = made) -> Outcome:
             if not made:
                 made.update({outcome.detector: outcome for outcome in _singles(purpose, index, repeat, days)})
             return made[name]
@@ -84,7 +93,7 @@ def delays(outcomes: Sequence[Outcome], rate: float, kind: str) -> list[int]:
 
 
 def matched_level(outcomes: Sequence[Outcome], rate: float) -> float:
-    """The level of p at which single-feature outcomes of the study raise at most `rate` alarms a year."""
+    """The largest level of p at which single-feature outcomes raise at most `rate` alarms a year."""
     years = sum(outcome.years for outcome in outcomes)
     kept = [level for level in LEVELS if sum(outcome.alarms[level] for outcome in outcomes) <= rate * years]
     return max(kept, default=LEVELS[0])
@@ -102,10 +111,9 @@ def _job(detector: str, purpose: str, index: int, repeat: int, days: int, with_h
 
 
 def _singles(purpose: str, index: int, repeat: int, days: int) -> list[Outcome]:
-    wanted = [case for case in cases() if case.kind in {"full", "20 percent", "prior", "ramp"}]
+    wanted = [case for case in cases() if case.kind in SINGLE_KINDS]
     judged_by = one(purpose, index, repeat, days)
-    shifts = sorted({mixture.shift for case in wanted for mixture in case.mixtures})
-    clean, seen = singles.p_values(judged_by, singles.cells(grid(), judged_by.bank, shifts), wanted)
+    clean, seen = singles.p_values(judged_by, cells(purpose, index), wanted)
     return [
         Outcome(
             name,

@@ -10,7 +10,7 @@ from benchmarks.drift.trial import HORIZON, REFERENCE_DAYS, Case, Device, alarms
 from benchmarks.drift.world import WINDOWS
 from protocol.sketches.evidence import SUBWINDOWS_PER_YEAR, blocks_per_year, e_values, threshold, trajectory
 from protocol.sketches.grid import Grid
-from protocol.sketches.looks import LOOKS, fit_looks
+from protocol.sketches.looks import LOOKS, calibrated, fit_looks
 from protocol.sketches.reference import choose_block
 from protocol.sketches.scatter import fit_scatter
 from protocol.sketches.tail import fit_tail
@@ -39,7 +39,7 @@ def looks(device: Device, grid: Grid, cases: Sequence[Case]) -> Judged:
 
     def values(stream: Doubles) -> tuple[list[Doubles], Doubles]:
         by_look = [reference.p_values(stream) for reference in references]
-        return by_look, np.min([p / one.look.share for p, one in zip(by_look, references, strict=True)], axis=0)
+        return by_look, calibrated(np.min([p / one.look.share for p, one in zip(by_look, references, strict=True)], axis=0))
 
     before = max(look.subwindows for look in LOOKS)
     by_look, value = values(clean[start - before :])

@@ -4,14 +4,14 @@ Each is given what ours is given: the same windows, the same four weeks, a tail 
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.drift.bank import Bank
-from benchmarks.drift.stream import Means, Mixture, summaries
+from benchmarks.drift.stream import WEEK, Means, in_weeks
 from benchmarks.drift.trial import REFERENCE_DAYS, Case, Device
 from benchmarks.drift.world import WINDOWS, Course, course
 from protocol.errors import InvalidError
@@ -66,17 +66,22 @@ def statistics(shares: Doubles, reference: Doubles, offsets: Sequence[int]) -> D
 
 def p_values(device: Device, table: Cells, cases: Sequence[Case]) -> tuple[Doubles, dict[tuple[str, str], Doubles]]:
     """P of clean windows after the reference [n, 4], and of each case's windows [horizon, 4]; the tail as ours: 14 days and 14 days."""
-    start, half = REFERENCE_DAYS * WINDOWS, 14 * WINDOWS
-    shares = summaries(device.bank, table.table, device.path, device.key)
-    reference = shares[:half].mean(axis=0)
-    scores = statistics(shares, reference, table.offsets)
-    tails = [_tail(scores[half:start, index]) for index in range(len(NAMES))]
-    clean = np.stack([_p(tail, scores[start:, index]) for index, tail in enumerate(tails)], axis=1)
+    half, start = 14 * WINDOWS, REFERENCE_DAYS * WINDOWS
+    weeks = in_weeks(device.bank, table.table, device.path, device.key)
+    first = [next(weeks) for _ in range(half // WEEK)]
+    reference = np.concatenate(first).mean(axis=0)
+    scores = np.concatenate([statistics(week, reference, table.offsets) for week in weeks])  # from `half` on; a year has no room in memory
+    tails = [_tail(scores[: start - half, index]) for index in range(len(NAMES))]
     seen = {}
     for case in cases:
-        values = statistics(_shifted(device, table, case), reference, table.offsets)
-        seen[case.kind, case.name] = np.stack([_p(tail, values[:, index]) for index, tail in enumerate(tails)], axis=1)
-    return clean, seen
+        values = np.concatenate([statistics(week, reference, table.offsets) for week in _shifted(device, table, case)])
+        seen[case.kind, case.name] = _p_values(tails, values)
+    return _p_values(tails, scores[start - half :]), seen
+
+
+def _p_values(tails: Sequence[Tail | None], scores: Doubles) -> Doubles:
+    """float64[n, 4] of scores [n, 4]."""
+    return np.stack([_p(tail, scores[:, index]) for index, tail in enumerate(tails)], axis=1)
 
 
 def _tail(scores: Doubles) -> Tail | None:
@@ -91,9 +96,8 @@ def _p(tail: Tail | None, scores: Doubles) -> Doubles:
     return np.ones(len(scores)) if tail is None else tail.p_values(scores)
 
 
-def _shifted(device: Device, table: Cells, case: Case) -> Doubles:
+def _shifted(device: Device, table: Cells, case: Case) -> Iterator[Doubles]:
     path = course(device.bank, device.sky, device.key, rare_factor=case.rare_factor) if case.rare_factor != 1 else device.path
     part = slice(device.onset, device.onset + _HORIZON)
     cut = Course(path.light[part], path.flicker[part], path.weather[part], path.chances[part], path.things)
-    mixtures: tuple[Mixture, ...] = case.mixtures
-    return summaries(device.bank, table.table, cut, (*device.key, 7), mixtures)
+    return in_weeks(device.bank, table.table, cut, (*device.key, 7), case.mixtures)

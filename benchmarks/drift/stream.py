@@ -4,7 +4,7 @@ A summary is linear in the counts, so the mean over rows of each row's summary i
 differ by noise and tremble alone; their mean is taken from the bank, and the noise of so many rows is added.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ from protocol.sketches.grid import Grid
 
 Doubles = npt.NDArray[np.float64]
 ROWS = 600  # per window, at a step of one second
+#: Windows that are made at once.
+WEEK = 1008
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +69,26 @@ class Mixture:
 
 def summaries(bank: Bank, table: Means, path: Course, seed: Sequence[int], mixtures: Sequence[Mixture] = ()) -> Doubles:
     """float64[windows, d]; the draws of things do not depend on the shift, so clean and shifted streams are pairs."""
+    return np.concatenate(list(in_weeks(bank, table, path, seed, mixtures)))
+
+
+def in_weeks(bank: Bank, table: Means, path: Course, seed: Sequence[int], mixtures: Sequence[Mixture] = ()) -> Iterator[Doubles]:
+    """The same week by week, for whoever has no room for all of it: float64[up to `WEEK`, d] each."""
     rng = np.random.default_rng([*seed, 3])
-    parts = []
-    for start in range(0, len(path.light), 1008):
-        part = slice(start, start + 1008)
-        parts.append(_some(bank, table, path, part, rng, mixtures))
-    return np.concatenate(parts)
+    for start in range(0, len(path.light), WEEK):
+        yield _some(bank, table, path, slice(start, start + WEEK), rng, mixtures)
 
 
 def _some(bank: Bank, table: Means, path: Course, part: slice, rng: np.random.Generator, mixtures: Sequence[Mixture]) -> Doubles:
     passed = draw(bank, path, part, rng)
     states = np.ravel_multi_index((passed.thing, passed.light, passed.weather), table.by_shift["clean"].shape[:-1])
     chance = rng.random(states.shape)
-    noise = rng.standard_normal((len(states), len(table.variance))) * np.sqrt(table.variance / ROWS)
+    result = np.zeros((len(states), len(table.variance)))
+    if table.variance.any():
+        result += rng.standard_normal(result.shape) * np.sqrt(table.variance / ROWS)
     shares = [(table.by_shift[m.shift], _share(m, part, passed.lengths, chance, rng)) for m in mixtures]
     rest = passed.lengths * (1 - sum((share for _, share in shares), start=np.zeros_like(passed.lengths)))
-    result = noise + _mixed(table.by_shift["clean"], states, rest)
+    result += _mixed(table.by_shift["clean"], states, rest)
     for summaries_of_states, share in shares:
         result += _mixed(summaries_of_states, states, passed.lengths * share)
     return result

@@ -8,14 +8,15 @@ import pytest
 pytest.importorskip("cv2", reason="simulated cameras are drawn with OpenCV")
 pytest.importorskip("sklearn", reason="simulated cameras see scikit-learn's digits")
 
-from benchmarks.drift import outcomes
+from benchmarks.drift import outcomes, singles
 from benchmarks.drift.bank import INDOOR, Bank
-from benchmarks.drift.fleet import bound
+from benchmarks.drift.fleet import LEVELS, bound, matched_level
 from benchmarks.drift.outcomes import Outcome
-from benchmarks.drift.stream import Mixture, means, summaries
-from benchmarks.drift.trial import HORIZON, alarms, delay, ramp
+from benchmarks.drift.stream import Mixture, in_weeks, means, summaries
+from benchmarks.drift.trial import HORIZON, Case, alarms, delay, device, ramp
 from benchmarks.drift.world import course, weather
 from protocol.sketches.grid import FeatureGroup, Grid, fit_feature
+from protocol.sketches.tail import fit_tail
 
 
 def test_crossings_within_a_day_of_an_alarm_are_that_alarm():
@@ -54,6 +55,18 @@ def test_outcomes_come_back_from_their_file(tmp_path: Path, monkeypatch: pytest.
     assert outcomes.ensure([(made.key, fails)]) == [made]
 
 
+def test_the_matched_level_is_the_largest_that_raises_no_more_than_was_asked():
+    made = [Outcome("psi", "study", "indoor", "a/0", index, 0, 1.0, _counts(), {}, {}) for index in range(2)]
+    assert matched_level(made, 1.0) == pytest.approx(1e-6)
+    assert matched_level(made, 0.5) == pytest.approx(1e-7)
+    assert matched_level(made, 20.0) == LEVELS[-1]
+
+
+def _counts() -> dict[float, int]:
+    """Up to p = 1e-7 nothing, from there to 1e-6 an alarm on each device, then ten."""
+    return {level: 10 if level > 1.01e-6 else int(level > 1.01e-7) for level in LEVELS}
+
+
 def _bank() -> Bank:
     rng = np.random.default_rng(1)
     shape = (22, len(INDOOR.lights), len(INDOOR.weathers), 2)
@@ -63,14 +76,13 @@ def _bank() -> Bank:
     return Bank(INDOOR, "made up", shifted, {"clean": predicted, "worse": predicted}, np.arange(22) // 2)
 
 
+def _grid() -> Grid:
+    features = [fit_feature(f"f{index}", FeatureGroup.INPUT, np.random.default_rng(index).normal(size=4000), 32) for index in range(2)]
+    return Grid(tuple(features), tuple(str(index) for index in range(11)), 1, 0)
+
+
 def test_a_shift_in_some_rows_moves_the_mean_by_its_part_and_nothing_else():
-    grid = Grid(
-        tuple(fit_feature(f"f{index}", FeatureGroup.INPUT, np.random.default_rng(index).normal(size=4000), 32) for index in range(2)),
-        tuple(str(index) for index in range(11)),
-        1,
-        0,
-    )
-    bank = _bank()
+    grid, bank = _grid(), _bank()
     table = means(grid, bank, ["worse"])
     path = course(bank, weather(2, (1, 2)), (1, 2))
     clean, none, fifth, whole = (
@@ -82,3 +94,19 @@ def test_a_shift_in_some_rows_moves_the_mean_by_its_part_and_nothing_else():
     assert (moved > 0.5).all()
     assert np.allclose(by_fifth / moved, 0.2, atol=0.02)
     assert np.allclose(clean[:, 4:].sum(axis=1), 1)
+
+
+def test_single_statistics_week_by_week_are_those_of_all_at_once():
+    grid, bank = _grid(), _bank()
+    made = device(bank, means(grid, bank, ["worse"]), "study", 0, 0, 40)
+    cells = singles.cells(grid, bank, ["worse"])
+    whole = summaries(bank, cells.table, made.path, made.key)
+    assert np.array_equal(np.concatenate(list(in_weeks(bank, cells.table, made.path, made.key))), whole)
+    assert np.allclose(whole[:, cells.offsets[0] : cells.offsets[1]].sum(axis=1), 1), "shares of bins"
+    clean, seen = singles.p_values(made, cells, [Case("worse", "full", (Mixture("worse", np.ones(HORIZON)),))])
+    scores = singles.statistics(whole, whole[: 14 * 144].mean(axis=0), cells.offsets)
+    assert clean.shape == (12 * 144, 4)
+    for column in range(4):
+        wanted = fit_tail(scores[14 * 144 : 28 * 144, column]).p_values(scores[28 * 144 :, column])
+        assert clean[:, column] == pytest.approx(wanted, rel=1e-9)
+    assert (np.median(seen["full", "worse"], axis=0) < np.median(clean, axis=0) / 10).all(), "what moved is seen"
