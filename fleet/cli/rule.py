@@ -15,7 +15,9 @@ MetricOption = typer.Option(..., "--metric", help=f"One of {_METRICS}.")
 ThresholdOption = typer.Option(..., "--threshold", help="What the value must be beyond.")
 ComparisonOption = typer.Option(None, "--comparison", help="above or below; as is usual for the metric.")
 RecoversOption = typer.Option(None, "--recovers-at", help="Where it is good again; the threshold.")
-WindowOption = typer.Option(300.0, "--window", help="Seconds of telemetry that make one value, 60 to 3600.")
+WindowOption = typer.Option(
+    None, "--window", help="Seconds that make one value: 60 to 3600, or 7200 to 86400 of drift and accuracy; 300 or 10800."
+)
 ForOption = typer.Option(300.0, "--for", help="Seconds that the value must stay bad, or good again.")
 DeviceOption = typer.Option("", "--device", help="On this device alone.")
 GroupOption = typer.Option("", "--group", help="On the devices of this group.")
@@ -64,7 +66,7 @@ def create(
     threshold: float = ThresholdOption,
     comparison: str | None = ComparisonOption,
     recovers_at: float | None = RecoversOption,
-    window: float = WindowOption,
+    window: float | None = WindowOption,
     for_s: float = ForOption,
     device: str = DeviceOption,
     group: str = GroupOption,
@@ -101,7 +103,7 @@ def try_rule(
     threshold: float = ThresholdOption,
     comparison: str | None = ComparisonOption,
     recovers_at: float | None = RecoversOption,
-    window: float = WindowOption,
+    window: float | None = WindowOption,
     for_s: float = ForOption,
     device: str = DeviceOption,
     group: str = GroupOption,
@@ -155,7 +157,7 @@ def _body(
     threshold: float,
     comparison: str | None,
     recovers_at: float | None,
-    window: float,
+    window: float | None,
     for_s: float,
     device: str,
     group: str,

@@ -14,6 +14,7 @@ from fleet.monitoring import (
     attribution,
     detectors,
     drift_budget,
+    drift_figures,
     drift_fitting,
     drift_group_store,
     drift_known,
@@ -70,6 +71,7 @@ def judge_series(tx: Connection, tenant: TenantId, series_key: int, *, rules: Dr
     if row.src == 0:
         known = drift_known.known_of(tx, row, grid)
         row = _judged(tx, known, start, rules=rules, now=now)
+        drift_figures.keep(tx, row, grid, now=now)
         _end_of_release(tx, row, now=now)
         if row.group_key is not None:
             due = now + GROUP_WAITS

@@ -13,6 +13,8 @@ from protocol.errors import InvalidError
 EVERY_S = 60.0
 #: Limits of a rule's times, in seconds: a window holds some telemetry (one message per 10 to 60 s) and is read anew at every look.
 MIN_WINDOW_S, MAX_WINDOW_S, MAX_FOR_S = 60.0, 3600.0, 7 * 86_400.0
+#: Of drift and accuracy there is one message an hour, which comes up to an hour after its end: three hours hold one at every look.
+MIN_DRIFT_S, MAX_DRIFT_S, DRIFT_S = 2 * 3600.0, 86_400.0, 3 * 3600.0
 
 
 class Metric(StrEnum):
@@ -36,6 +38,14 @@ class Metric(StrEnum):
     DISK_FREE = "disk_free_mb"
     #: Minutes since the device was heard.
     OFFLINE = "offline_min"
+    #: What looks say against what raises an alarm of drift, percent: 100 is one.
+    DRIFT_EVIDENCE = "drift_evidence_percent"
+    #: Lower end of the accuracy that is estimated without labels, percent.
+    ACCURACY_LOW = "accuracy_low_percent"
+    #: 100 where that estimate may be believed, else 0.
+    ACCURACY_TRUSTED = "accuracy_trusted_percent"
+    #: Upper end of the accuracy that random labels tell, percent: below a floor the accuracy is, with 95 % confidence.
+    ACCURACY_MEASURED = "accuracy_measured_percent"
 
 
 class Comparison(StrEnum):
@@ -123,6 +133,15 @@ class MetricKind:
     words: str
     comparison: Comparison
     value: Callable[[Sequence[Sample]], float | None] = field(repr=False)
+    #: Window of a rule that names none, and what it may be: seconds.
+    window_s: float = 300.0
+    least_window_s: float = MIN_WINDOW_S
+    most_window_s: float = MAX_WINDOW_S
+
+    @property
+    def is_of_pipeline(self) -> bool:
+        """Whether each pipeline has its own."""
+        return self.stream in {"perf", "drift"}
 
 
 def _mean(key: str) -> Callable[[Sequence[Sample]], float | None]:
@@ -155,6 +174,10 @@ def _errors(samples: Sequence[Sample]) -> float | None:
     return _total(samples, "errors") if samples else None
 
 
+def _drift(unit: str, words: str, comparison: Comparison, key: str) -> MetricKind:
+    return MetricKind("drift", unit, words, comparison, _last(key), DRIFT_S, MIN_DRIFT_S, MAX_DRIFT_S)
+
+
 METRICS: Mapping[Metric, MetricKind] = {
     Metric.LATENCY_P99: MetricKind("perf", "ms", "latency p99", Comparison.ABOVE, _mean("lat_ms_p99")),
     Metric.FRAMES_PER_S: MetricKind("perf", "frames/s", "frames per second", Comparison.BELOW, _frames_per_s),
@@ -165,6 +188,10 @@ METRICS: Mapping[Metric, MetricKind] = {
     Metric.TEMPERATURE: MetricKind("sys", "°C", "temperature", Comparison.ABOVE, _mean("temperature_c")),
     Metric.DISK_FREE: MetricKind("sys", "MB", "free disk", Comparison.BELOW, _last("disk_free_mb")),
     Metric.OFFLINE: MetricKind("", "min", "minutes not heard", Comparison.ABOVE, lambda _samples: None),
+    Metric.DRIFT_EVIDENCE: _drift("% of what raises an alarm", "evidence of drift", Comparison.ABOVE, "evidence_percent"),
+    Metric.ACCURACY_LOW: _drift("%", "lower end of the estimated accuracy", Comparison.BELOW, "accuracy_low"),
+    Metric.ACCURACY_TRUSTED: _drift("%", "trust in the estimated accuracy", Comparison.BELOW, "accuracy_trusted"),
+    Metric.ACCURACY_MEASURED: _drift("%", "upper end of the measured accuracy", Comparison.BELOW, "measured_high"),
 }
 
 
@@ -181,8 +208,9 @@ def checked(rule: Rule) -> Rule:
     """The rule itself when its numbers make sense. Raises: InvalidError naming what was seen and what is wanted."""
     if not (math.isfinite(rule.threshold) and math.isfinite(rule.recovers_at)):
         raise InvalidError(f"The threshold is {rule.threshold}, it recovers at {rule.recovers_at}.", hint="Wanted: finite numbers.")
-    if not MIN_WINDOW_S <= rule.window_s <= MAX_WINDOW_S:
-        raise InvalidError(f"The window is {rule.window_s:g} s.", hint=f"Wanted: {MIN_WINDOW_S:g} to {MAX_WINDOW_S:g} s.")
+    kind = METRICS[rule.metric]
+    if not kind.least_window_s <= rule.window_s <= kind.most_window_s:
+        raise InvalidError(f"The window is {rule.window_s:g} s.", hint=f"Wanted: {kind.least_window_s:g} to {kind.most_window_s:g} s.")
     if not 0 <= rule.for_s <= MAX_FOR_S:
         raise InvalidError(f"The time that it must hold is {rule.for_s:g} s.", hint=f"Wanted: 0 to {MAX_FOR_S:g} s.")
     if is_bad(rule, rule.recovers_at):
@@ -194,7 +222,7 @@ def checked(rule: Rule) -> Rule:
         raise InvalidError(
             f"The scope is {rule.scope} and its name {rule.subject!r}.", hint="Wanted: `all` without a name, or a device, group or site."
         )
-    if rule.pipeline and METRICS[rule.metric].stream != "perf":
+    if rule.pipeline and not kind.is_of_pipeline:
         raise InvalidError(f"{rule.metric} is of the device, not of a pipeline.", hint="Leave the pipeline out.")
     return rule
 

@@ -257,6 +257,11 @@ def insert_telemetry(tx: db.Connection, rows: Sequence[Mapping[str, Any]]) -> No
     db.insert_ignore(tx, telemetry, rows)
 
 
+def put_telemetry(tx: db.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add the rows, in place of those with the same (stream key, seq): of streams that the server writes itself."""
+    db.upsert(tx, telemetry, rows)
+
+
 def insert_dead_letters(tx: db.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     """Keep messages that were not understood."""
     db.insert_ignore(tx, dead_letters, rows)

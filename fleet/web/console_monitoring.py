@@ -89,7 +89,7 @@ class RuleForm:
     comparison: str = ""
     threshold: str = "100"
     recovers_at: str = ""
-    window_min: str = "5"
+    window_min: str = ""
     for_min: str = "5"
     scope: str = "all"
     subject: str = ""
@@ -352,7 +352,7 @@ def rule_of(form: RuleForm) -> Rule:
         comparison=comparison,
         threshold=threshold,
         recovers_at=_figure(form.recovers_at, "Recovers at") if form.recovers_at.strip() else threshold,
-        window_s=60 * _figure(form.window_min, "Window"),
+        window_s=60 * _figure(form.window_min, "Window") if form.window_min.strip() else METRICS[metric].window_s,
         for_s=60 * _figure(form.for_min, "For"),
         scope=scope,
         subject="" if scope is Scope.ALL else form.subject.strip(),

@@ -26,13 +26,13 @@ MOST = 1000
 
 
 class RuleBody(Body):
-    """What a rule asks for. Left out: `comparison` as is usual for the metric, `recovers_at` the threshold."""
+    """What a rule asks for. Left out: `comparison` and `window_s` as is usual for the metric, `recovers_at` the threshold."""
 
     metric: Metric
     threshold: Annotated[float, Field(allow_inf_nan=False)]
     comparison: Comparison | None = None
     recovers_at: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    window_s: float = 300.0
+    window_s: float | None = None
     for_s: float = 300.0
     scope: Scope = Scope.ALL
     subject: Annotated[str, Field(max_length=63)] = ""
@@ -49,7 +49,7 @@ class RuleBody(Body):
             comparison=self.comparison or METRICS[self.metric].comparison,
             threshold=self.threshold,
             recovers_at=self.threshold if self.recovers_at is None else self.recovers_at,
-            window_s=self.window_s,
+            window_s=METRICS[self.metric].window_s if self.window_s is None else self.window_s,
             for_s=self.for_s,
             scope=self.scope,
             subject=self.subject,

@@ -303,7 +303,7 @@ def list_telemetry(
     request: Request,
     device: str,
     caller: Annotated[Caller, Depends(require("telemetry:read"))],
-    name: Annotated[str, Query(pattern="^(perf|sys|sensor)$")] = "perf",
+    name: Annotated[str, Query(pattern="^(perf|sys|sensor|drift)$")] = "perf",
     pipeline: Annotated[str | None, Query(max_length=63)] = None,
     hours: Annotated[float, Query(gt=0, le=MAX_TELEMETRY_HOURS)] = 1.0,
 ) -> Response:

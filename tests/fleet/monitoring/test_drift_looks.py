@@ -11,7 +11,7 @@ from grids import wide_grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulators.messages import TS, body, incoming
-from simulators.sketches import MODEL, W0, WatchedDevice, add_profile, enroll, profile, reference
+from simulators.sketches import MODEL, W0, WatchedDevice, add_profile, counts, enroll, profile, reference
 
 from agent.config import parse_desired
 from fleet.audit import Actor, ActorKind
@@ -19,6 +19,7 @@ from fleet.db import Database
 from fleet.devices import twins
 from fleet.monitoring import (
     drift_claims,
+    drift_figures,
     drift_learning,
     drift_reading,
     drift_references,
@@ -27,11 +28,14 @@ from fleet.monitoring import (
     drift_tick,
     stretches,
 )
+from fleet.monitoring import service as monitoring
+from fleet.monitoring.alerts import service as alert_service
 from fleet.monitoring.detectors import Scored
 from fleet.monitoring.drift_model import AlarmEvent, AlarmState, Cause, Check
 from fleet.monitoring.drift_rules import DriftRules
 from fleet.monitoring.drift_sums import moment_of
 from fleet.monitoring.ingest import IngestRules, ingest_batch
+from fleet.monitoring.rules import METRICS, Metric, Rule
 from protocol.clock import from_unix_ms
 from protocol.errors import InvalidError
 from protocol.ids import DEFAULT_TENANT, DeviceId
@@ -547,3 +551,58 @@ def test_what_was_put_aside_is_listed_by_pipeline_with_the_grid_it_waits_for(dat
     add_profile(database)
     drift_learning.let_out(database, T0, now=now)
     assert drift_reading.list_waiting(database, T0) == []
+
+
+# --- drift and accuracy as telemetry ---
+
+
+def _told(site: Site) -> list[dict]:
+    rows = monitoring.list_telemetry(site.database, T0, CAM, name="drift", since=moment_of(W0), pipeline="front")
+    assert [row.ts for row in rows] == sorted({row.ts for row in rows})
+    return [row.body for row in rows]
+
+
+def _rule(metric: Metric, threshold: float) -> Rule:
+    kind = METRICS[metric]
+    return Rule("drifting", metric, kind.comparison, threshold, threshold, window_s=kind.window_s, for_s=0.0)
+
+
+def test_drift_and_accuracy_of_each_window_are_telemetry_that_rules_fire_on(site):
+    for hour in range(3):
+        site.take(*site.camera.hours(W0 + 6 * hour, 1))
+    calm = _told(site)
+    assert len(calm) == 3
+    assert all(one["evidence_percent"] < 20 and one["accuracy_trusted"] == 100 for one in calm)
+    assert all(60 < one["accuracy_low"] < one["accuracy_high"] < 100 for one in calm)
+    rule = _rule(Metric.DRIFT_EVIDENCE, 50)
+    alert_service.create_rule(site.database, tenant=T0, rule=rule, by=ANNA, now=site.now)
+    doubted = replace(_rule(Metric.ACCURACY_TRUSTED, 50), name="doubted")
+    alert_service.create_rule(site.database, tenant=T0, rule=doubted, by=ANNA, now=site.now)
+    assert alert_service.evaluate(site.database, T0, now=site.now) == 0
+    site.take(*site.camera.evidence(W0 + 18, 6, shift=DARK))
+    site.take(
+        site.camera.hour(
+            W0 + 18, sub_windows=[site.camera.sub_window(W0 + 18 + at, counts(np.random.default_rng(at), shift=DARK)) for at in range(6)]
+        )
+    )
+    assert alert_service.evaluate(site.database, T0, now=site.now + timedelta(minutes=1)) == 2
+    fired = alert_service.list_firings(site.database, T0, is_open=True)
+    assert {(one.rule, one.key.device, one.key.pipeline) for one in fired} == {("drifting", CAM, "front"), ("doubted", CAM, "front")}
+    tried = alert_service.try_rule(site.database, tenant=T0, rule=rule, now=site.now, hours=5)
+    assert [len(one.firings) for one in tried.keys] == [1]
+
+
+@on_sqlite
+def test_a_window_that_is_judged_again_is_told_once(site):
+    site.take(*site.camera.hours(W0, 2))
+    before, series = _told(site), site.series()
+    with site.database.transaction() as tx:
+        drift_store.save_series(tx, replace(series, dirty_from=W0), now=site.now)
+    drift_tick.tick(site.database, rules=site.rules, now=site.now)
+    assert len(_told(site)) == len(before) == 1
+
+
+@on_sqlite
+def test_of_a_release_without_a_reference_and_an_estimate_nothing_is_told(site):
+    site.take(*site.camera.hours(W0, 1))
+    assert drift_figures.figures_of(replace(site.series(), threshold=0.0), None) is None
