@@ -14,8 +14,9 @@ ENTER_BUSY, STAY_BUSY = 0.5, 0.75
 ENTER_SAVED_S, STAY_SAVED_S = 100e-6, 150e-6
 #: An inference in place that took longer is handed over from then on: meanwhile a live source filled its queue.
 LONG_S = 0.25
-#: Every so many inferences in place the processor time of one is measured.
-SAMPLE = 8
+#: Every so many inferences in place the processor time of one is measured; of those that take so long, of each: what capturing costs is
+#: the small difference that they leave, and there two system calls are nothing.
+SAMPLE, SAMPLE_ALL_S = 8, 0.5e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +54,17 @@ class Handover:
         self._began_s: float | None = None
         self._capture_cpu_s = self._infer_s = 0.0
         self._inferred = self._count = 0
-        self._place_s = self._sampled_s = self._sampled_cpu_s = 0.0
+        self._place_s = self._sampled_s = self._sampled_cpu_s = self._took_s = 0.0
 
     @property
     def is_sample(self) -> bool:
         """Whether the processor time of the next inference in place is to be measured."""
-        return self._count % SAMPLE == 0
+        return self._took_s > SAMPLE_ALL_S or self._count % SAMPLE == 0
 
     def inferred_in_place(self, took_s: float, cpu_s: float | None) -> None:
         """Count an inference of the capture thread; `cpu_s`: its processor time, where that was measured."""
         self._count += 1
+        self._took_s = took_s
         self._place_s += took_s
         if cpu_s is not None:
             self._sampled_s += took_s

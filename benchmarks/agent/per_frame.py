@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ from runtime.preprocess import Preprocessor, compile_plan
 #: What a camera's sub-stream gives: height, width; as many frames as the pipeline has buffers, warm as if just decoded.
 FRAME = (480, 640)
 FRAMES = 3
+#: Frames that are captured or inferred at a time when there is no pace: decoding may overlap inference.
+UNDER_WAY = 2
 #: Seconds before the measured ones, in the same process.
 WARM_S = 1.0
 BEAT_S = 0.5
@@ -52,13 +55,20 @@ class Pace:
     def __init__(self, fps: float) -> None:
         self._period_s = 1.0 / fps if fps else 0.0
         self._due_s = time.monotonic()
-        self._free = threading.Semaphore(2)
+        #: Of C: a semaphore of `threading` would cost as much Python per frame as a quarter of the pipeline.
+        self._free: SimpleQueue[None] = SimpleQueue()
+        for _ in range(UNDER_WAY):
+            self._free.put(None)
         self.paced = fps > 0
 
     def wait(self) -> bool:
         """Until the next frame is due; returns whether it came to that within a second."""
         if not self._period_s:
-            return self._free.acquire(timeout=1.0)
+            try:
+                self._free.get(timeout=1.0)
+            except Empty:
+                return False
+            return True
         self._due_s += self._period_s
         time.sleep(max(0.0, self._due_s - time.monotonic()))
         return True
@@ -66,7 +76,7 @@ class Pace:
     def inferred(self) -> None:
         """One frame is done."""
         if not self._period_s:
-            self._free.release()
+            self._free.put(None)
 
 
 def random_frames() -> list[Array]:

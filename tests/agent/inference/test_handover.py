@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.inference.handover import LONG_S, SAMPLE, Handover, Spell, decide
+from agent.inference.handover import LONG_S, SAMPLE, SAMPLE_ALL_S, Handover, Spell, decide
 
 #: A camera with 30 frames per second, 10 ms of decoding each, and a model of 1 ms.
 LIGHT = Spell(elapsed_s=1.0, capture_s=0.15, infer_s=0.03, inferred=30)
@@ -62,8 +62,7 @@ def test_processor_time_of_inferences_in_place_is_not_taken_for_decoding():
     one = Handover(is_live=True)
     one.is_in_place = True
     one.look(0.0, thread_cpu_s=0.0, infer_s=0.0, inferred=0)
-    for number in range(40):  # 40 inferences of 10 ms, half of which the processor was busy, and 10 ms of decoding each
-        assert one.is_sample == (number % SAMPLE == 0)
+    for _ in range(40):  # 40 inferences of 10 ms, half of which the processor was busy, and 10 ms of decoding each
         one.inferred_in_place(0.010, 0.005 if one.is_sample else None)
     one.look(1.0, thread_cpu_s=0.2 + 0.3, infer_s=0.4, inferred=40)  # busy 0.3 + 0.4 = 0.7
     assert one.is_in_place
@@ -71,6 +70,29 @@ def test_processor_time_of_inferences_in_place_is_not_taken_for_decoding():
         one.inferred_in_place(0.010, 0.005 if one.is_sample else None)
     one.look(2.0, thread_cpu_s=0.5 + 0.2 + 0.4, infer_s=0.8, inferred=80)  # busy 0.4 + 0.4 = 0.8
     assert not one.is_in_place
+
+
+def test_the_processor_time_of_a_few_short_inferences_is_measured_and_that_of_each_long_one():
+    one = Handover(is_live=True)
+    for number in range(4 * SAMPLE):
+        assert one.is_sample == (number % SAMPLE == 0)
+        one.inferred_in_place(SAMPLE_ALL_S / 2, None)
+    for _ in range(SAMPLE):
+        one.inferred_in_place(2 * SAMPLE_ALL_S, 2 * SAMPLE_ALL_S)
+        assert one.is_sample
+
+
+@given(st.lists(st.floats(0.8, 1.0), min_size=150, max_size=150))
+@example([1.0 if number % SAMPLE else 0.8 for number in range(150)])
+def test_a_recording_goes_on_in_place_however_inferences_of_some_milliseconds_are_interrupted(shares):
+    """A capture that costs 20 us per frame; the processor worked on each inference for another share of its 3 ms."""
+    one = Handover(is_live=False)
+    one.is_in_place = True
+    one.look(0.0, thread_cpu_s=0.0, infer_s=0.0, inferred=0)
+    for share in shares:
+        one.inferred_in_place(0.003, 0.003 * share if one.is_sample else None)
+    one.look(0.5, thread_cpu_s=sum(0.003 * share + 20e-6 for share in shares), infer_s=0.003 * len(shares), inferred=len(shares))
+    assert one.is_in_place
 
 
 def test_one_long_inference_hands_a_live_source_over_at_once():
