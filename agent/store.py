@@ -694,7 +694,7 @@ def _read_counts(connection: sqlite3.Connection) -> OutboxCounts:
 # --- schema ---
 
 #: Migrations in order; `PRAGMA user_version` counts those applied, so that an up-to-date file does not load the library.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
@@ -760,6 +760,15 @@ def _migrate(connection: sqlite3.Connection) -> None:
         db.execute(
             "CREATE TABLE drift_checks (pipeline TEXT NOT NULL, model TEXT NOT NULL, grid TEXT NOT NULL, src INTEGER NOT NULL, "
             "state TEXT NOT NULL, reference BLOB, at INTEGER NOT NULL, PRIMARY KEY (pipeline, model, grid, src)) WITHOUT ROWID"
+        )
+
+    @migrations()
+    def m0003_states_of_checks(db: Any) -> None:
+        # newer than `drift_checks.state`: it changes every ten minutes, and a row is written with all that it holds; an agent of before,
+        # which does not know this table, goes on from the state that its reference was kept with
+        db.execute(
+            "CREATE TABLE drift_states (pipeline TEXT NOT NULL, model TEXT NOT NULL, grid TEXT NOT NULL, src INTEGER NOT NULL, "
+            "state TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (pipeline, model, grid, src)) WITHOUT ROWID"
         )
 
     migrations.apply(sqlite_utils.Database(connection))

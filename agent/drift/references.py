@@ -19,7 +19,7 @@ from agent.store import Draft, SketchDraft
 from protocol.errors import InvalidError
 from protocol.messages import REFERENCE_LEARNED, DriftFeature, DriftPipeline, ReferenceLearned
 from protocol.sketches.codec import SUBWINDOW_MS, decode
-from protocol.sketches.counts import added, features_that_want_a_grid
+from protocol.sketches.counts import added, empty, features_that_want_a_grid
 from protocol.sketches.grid import Grid
 from protocol.sketches.looks import threshold_of
 from protocol.sketches.reference import DeviceReference, Grade, carried_over, decode_reference, fit_reference
@@ -201,13 +201,12 @@ def learned_draft(watched: Watched, source: str) -> Draft | None:
 
 def wants_grid(rows: DriftStore, watched: Watched, w0: int) -> bool:
     """Whether much of the day before lies beyond the grid: a better one is wanted."""
-    day = rows.history(watched.subject, since=w0 - SUBWINDOWS_PER_DAY, until=w0 + 1)
-    counted = [decode(row.body, watched.grid).counts for row in day if row.flags & Flag.TESTABLE]
-    if len(counted) < SUBWINDOWS_PER_DAY * conditions.MAX_EXCLUDED:
+    total, testable = empty(watched.grid), 0
+    for row in rows.history(watched.subject, since=w0 - SUBWINDOWS_PER_DAY, until=w0 + 1):
+        if row.flags & Flag.TESTABLE:
+            total, testable = added(total, decode(row.body, watched.grid).counts), testable + 1
+    if testable < SUBWINDOWS_PER_DAY * conditions.MAX_EXCLUDED:
         return False
-    total = counted[0]
-    for one in counted[1:]:
-        total = added(total, one)
     return bool(features_that_want_a_grid(total, watched.grid))
 
 

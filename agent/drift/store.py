@@ -164,7 +164,10 @@ class DriftStore:
         with self._store.writing() as writing:
             writing.execute("DELETE FROM drift_windows WHERE w0 < ?", (w0,))
             writing.execute("DELETE FROM drift_revs WHERE at < ?", (self._now_ms() - _KEEP_REVS_MS,))
-            writing.execute("DELETE FROM drift_checks WHERE at < ?", (self._now_ms() - _KEEP_CHECKS_MS,))
+            long_ago = self._now_ms() - _KEEP_CHECKS_MS
+            writing.execute("DELETE FROM drift_states WHERE at < ?", (long_ago,))
+            kept = "SELECT pipeline, model, grid, src FROM drift_states"
+            writing.execute(f"DELETE FROM drift_checks WHERE at < ? AND (pipeline, model, grid, src) NOT IN ({kept})", (long_ago,))
             used = "SELECT grid FROM drift_windows UNION SELECT grid FROM drift_checks"
             writing.execute(f"DELETE FROM drift_grids WHERE at < ? AND grid NOT IN ({used})", (self._now_ms() - _KEEP_REVS_MS,))
 
@@ -180,18 +183,30 @@ class DriftStore:
     def checks(self) -> list[CheckRow]:
         """Every check that is remembered."""
         with self._store.looking() as connection:
-            found = connection.execute("SELECT pipeline, model, grid, src, state, reference FROM drift_checks").fetchall()
+            statement = (
+                "SELECT pipeline, model, grid, src, coalesce(newer.state, kept.state), reference FROM drift_checks AS kept "
+                "LEFT JOIN drift_states AS newer USING (pipeline, model, grid, src)"
+            )
+            found = connection.execute(statement).fetchall()
         return [CheckRow(Subject(*row[:4]), row[4], None if row[5] is None else bytes(row[5])) for row in found]
 
-    def save_check(self, row: CheckRow, *, window: SubWindowRow | None = None, evidence: Sequence[SketchDraft] = ()) -> None:
-        """Replace the check; with it, in one, the sub-window that it judged and those that go to the server at once."""
+    def save_check(
+        self, row: CheckRow, *, has_new_reference: bool = True, window: SubWindowRow | None = None, evidence: Sequence[SketchDraft] = ()
+    ) -> None:
+        """Replace the check; with it, in one, the sub-window that it judged and those that go to the server at once.
+
+        `has_new_reference`: False when the one that is kept is its own; it is as large as a hundred sub-windows, and flash wears out.
+        """
         with self._store.writing() as writing:
             if window is not None:
                 _put(writing, window)
-            statement = (
-                "INSERT OR REPLACE INTO drift_checks (pipeline, model, grid, src, state, reference, at) VALUES (?, ?, ?, ?, ?, ?, ?)"
-            )
-            writing.execute(statement, (*_key(row.subject), row.state, row.reference, self._now_ms()))
+            state = (*_key(row.subject), row.state, self._now_ms())
+            writing.execute("INSERT OR REPLACE INTO drift_states (pipeline, model, grid, src, state, at) VALUES (?, ?, ?, ?, ?, ?)", state)
+            if has_new_reference:
+                statement = (
+                    "INSERT OR REPLACE INTO drift_checks (pipeline, model, grid, src, state, reference, at) VALUES (?, ?, ?, ?, ?, ?, ?)"
+                )
+                writing.execute(statement, (*_key(row.subject), row.state, row.reference, self._now_ms()))
             for draft in evidence:
                 writing.add_sketch(draft)
 

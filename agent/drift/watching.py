@@ -364,8 +364,9 @@ class DriftWatch:
 
     def _save(self, watched: Watched, *, window: SubWindowRow | None = None, evidence: Sequence[SketchDraft] = ()) -> None:
         encoded = None if watched.reference is None else watched.reference.encoded
-        row = CheckRow(watched.subject, check.to_json(watched.state), encoded)
-        self._rows.save_check(row, window=window, evidence=evidence)
+        row, kept = CheckRow(watched.subject, check.to_json(watched.state), encoded), self._checks.get(watched.subject)
+        is_new = kept is None or kept.reference != encoded
+        self._rows.save_check(row, has_new_reference=is_new, window=window, evidence=evidence)
         self._checks[watched.subject] = row
 
     # --- references ---

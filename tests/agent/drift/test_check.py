@@ -327,6 +327,7 @@ def test_a_damaged_memory_of_a_check_is_begun_anew_and_the_rest_goes_on(calibrat
     site = calibrated
     with site.store.writing() as writing:
         writing.execute("UPDATE drift_checks SET state = '{'")
+        writing.execute("UPDATE drift_states SET state = '{'")
     site.crash()
     site.run(100)
     assert site.told().grade == "collecting"

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sqlite3
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from agent.drift.check import CheckState
 from agent.drift.desk import DriftDesk
 from agent.drift.references import Watched, learned_draft
 from agent.drift.sending import hour_draft
-from agent.drift.store import DriftStore, Flag, Subject
+from agent.drift.store import CheckRow, DriftStore, Flag, Subject
 from agent.drift.windows import begin, row_of
 from agent.store import SKETCH, SketchDraft, Store
 from protocol.errors import InvalidError
@@ -139,22 +140,46 @@ def test_sketches_that_cannot_be_marked_as_handed_out_wait(tmp_path, monkeypatch
 
 
 def test_a_file_of_an_agent_before_drift_gets_its_tables(tmp_path):
-    import sqlite3
-
     with open_store(tmp_path) as store:
         store.add("event", (), {"type": "old"})
     connection = sqlite3.connect(tmp_path / "outbox.db")
-    for table in ("drift_revs", "drift_grids", "drift_windows", "drift_checks"):
+    for table in ("drift_revs", "drift_grids", "drift_windows", "drift_checks", "drift_states"):
         connection.execute(f"DROP TABLE {table}")
     for column in ("handed", "key"):
         connection.execute(f"ALTER TABLE outbox DROP COLUMN {column}")
-    connection.execute("DELETE FROM _sqlite_migrations WHERE name = 'm0002_drift'")
+    connection.execute("DELETE FROM _sqlite_migrations WHERE name IN ('m0002_drift', 'm0003_states_of_checks')")
     connection.execute("PRAGMA user_version = 1")
     connection.commit()
     connection.close()
     with open_store(tmp_path) as store:
         add_hours(store, [0])
         assert [row.stream for row in store.next_batch(10)] == ["event", "sketch"]
+
+
+def test_a_reference_is_written_when_it_changes_and_not_with_each_state(tmp_path):
+    log, body = tmp_path / "outbox.db-wal", bytes(range(256)) * 400
+    with open_store(tmp_path) as store:
+        rows = DriftStore(store, FakeClock())
+        rows.save_check(CheckRow(SUBJECT, '{"step_s": 1}', body))
+        before = log.stat().st_size
+        rows.save_check(CheckRow(SUBJECT, '{"step_s": 2}', body), has_new_reference=False)
+        assert log.stat().st_size - before < len(body) / 4
+        assert rows.checks() == [CheckRow(SUBJECT, '{"step_s": 2}', body)]
+        rows.save_check(CheckRow(SUBJECT, '{"step_s": 3}', body[1:]))
+        assert rows.checks() == [CheckRow(SUBJECT, '{"step_s": 3}', body[1:])]
+
+
+def test_a_check_of_an_agent_before_its_states_had_a_table_goes_on(tmp_path):
+    with open_store(tmp_path) as store:
+        DriftStore(store, FakeClock()).save_check(CheckRow(SUBJECT, '{"step_s": 1}', b"reference"))
+    connection = sqlite3.connect(tmp_path / "outbox.db")
+    connection.execute("DROP TABLE drift_states")
+    connection.execute("DELETE FROM _sqlite_migrations WHERE name = 'm0003_states_of_checks'")
+    connection.execute("PRAGMA user_version = 2")
+    connection.commit()
+    connection.close()
+    with open_store(tmp_path) as store:
+        assert DriftStore(store, FakeClock()).checks() == [CheckRow(SUBJECT, '{"step_s": 1}', b"reference")]
 
 
 def test_a_merged_window_holds_the_sum(tmp_path):
