@@ -318,7 +318,6 @@ def measure_memory(folder: Path, what: str) -> dict[str, Any]:
     desk = _desk(folder, clock)
     import numpy as np  # noqa: F401 - what memory is counted from
 
-    _memory()  # what looking takes is not counted
     before = _memory()
     made = _sketch_an_hour(folder, lines) if what == "sketch" else _watch_an_hour(desk, clock, lines)
     after = _memory()
@@ -369,16 +368,17 @@ def _watch_an_hour(desk: Any, clock: Stepped, lines: list[bytes]) -> int:
 
 def _memory() -> dict[str, int]:
     """Resident KiB of this process: all, what belongs to no file, and pages of numpy's own files, which come as they are used."""
-    found, path = {"all": 0, "own": 0, "numpy": 0}, ""
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        name, *values = line.split()
-        if not name.endswith(":"):
-            path = values[4] if len(values) > 4 else ""
-        elif name == "Rss:":
-            found["all"] += int(values[0])
-            found["numpy"] += int(values[0]) if "/numpy" in path else 0
-        elif name == "Anonymous:":
-            found["own"] += int(values[0])
+    found, path = {"all": 0, "own": 0, "numpy": 0}, b""
+    with Path("/proc/self/smaps").open("rb", buffering=4096) as lines:  # line by line: what looking takes is what it would miss afterwards
+        for line in lines:
+            name, *values = line.split()
+            if not name.endswith(b":"):
+                path = values[4] if len(values) > 4 else b""
+            elif name == b"Rss:":
+                found["all"] += int(values[0])
+                found["numpy"] += int(values[0]) if b"/numpy" in path else 0
+            elif name == b"Anonymous:":
+                found["own"] += int(values[0])
     return found
 
 
