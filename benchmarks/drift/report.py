@@ -3,6 +3,7 @@
 import json
 import statistics
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -172,24 +173,42 @@ def _costs() -> list[Row]:
 
 
 def _estimates(plan: Plan) -> tuple[list[Row], dict[str, object]]:
-    """On all windows of the test's cameras, whatever was done to them; and on those that the flag says may be believed."""
-    found = labels.judged(range(plan.cameras))
-    wrong = [not one.is_on for one in found if one.error > 0.05]
-    grossly = [not one.is_on for one in found if one.error > 0.1]
-    right = [one.is_on for one in found if one.error <= 0.03]
-    believed = [one.error for one in found if one.is_on]
+    """On the test's windows: of shifts that are benign by the release alone (DRIFT 6), all, and those that the flag lets through."""
+    found, few = labels.judged(range(plan.cameras)), labels.few_things(range(plan.cameras))
+    mild = labels.benign(labels.profile())
     unit, points = "% of simulated windows", "points, simulated"
-    rows = [
-        _row("label-free mae", float(np.mean([one.error for one in found])) * 100, points, len(found), 0.0, "<= 3"),
-        _row("label-free mae, flag on", float(np.mean(believed or [0.0])) * 100, points, len(believed), 0.0, "<= 3"),
-        _row("flag off when wrong", float(np.mean(wrong)) * 100 if wrong else 100.0, unit, len(wrong), 0.0, ">= 95"),
-        _row("flag off when wrong by 10 points", float(np.mean(grossly)) * 100 if grossly else 100.0, unit, len(grossly), 0.0, ">= 95"),
-        _row("flag on when right", float(np.mean(right)) * 100 if right else 0.0, unit, len(right), 0.0, ">= 80"),
+    kinds = {
+        "label-free mae": [one.error for one in found if one.shift in mild],
+        "label-free mae, all windows": [one.error for one in found],
+        "label-free mae, flag on": [one.error for one in found if one.is_on],
+        "label-free mae, hours of 44 to 88 things": [one.error for one in few],
+    }
+    rows = [_row(name, 100 * float(np.mean(errors)), points, len(errors), 0.0, "<= 3") for name, errors in kinds.items()]
+    rows += [
+        _part("flag off when wrong", [not one.is_on for one in found if one.error > 0.05], unit, ">= 95"),
+        _part("flag off when wrong by 10 points", [not one.is_on for one in found if one.error > 0.1], unit, ">= 95"),
+        _part("flag on when right", [one.is_on for one in found if one.error <= 0.03], unit, ">= 80"),
+        _part("flag off when wrong, hours of 44 to 88 things", [not one.is_on for one in few if one.error > 0.05], unit, ">= 95"),
+        _part("flag on when right, hours of 44 to 88 things", [one.is_on for one in few if one.error <= 0.03], unit, ">= 80"),
     ]
-    by_scene = {one.scene: float(np.mean([other.error for other in found if other.scene == one.scene])) for one in found}
-    by_shift = {one.shift: float(np.mean([other.error for other in found if other.shift == one.shift])) for one in found}
-    on = {scene: float(np.mean([other.is_on for other in found if other.scene == scene])) for scene in by_scene}
-    return rows, {"mean error by camera": by_scene, "flag on by camera": on, "mean error by shift": by_shift}
+    by_scene = {one.scene: [other for other in found if other.scene == one.scene] for one in found}
+    by_shift = {one.shift: [other.error for other in found if other.shift == one.shift] for one in found}
+    details: dict[str, object] = {
+        "benign by the release alone": sorted(mild),
+        "mean error by camera": {scene: float(np.mean([one.error for one in its])) for scene, its in by_scene.items()},
+        "flag on by camera": {scene: float(np.mean([one.is_on for one in its])) for scene, its in by_scene.items()},
+        "mean error by shift": {shift: float(np.mean(errors)) for shift, errors in by_shift.items()},
+        "accuracy by camera": {scene: float(np.mean([one.truth for one in its])) for scene, its in by_scene.items()},
+        "mean error of the middle of the three, not corrected": float(np.mean([abs(one.middle - one.truth) for one in found])),
+        "the same in hours of 44 to 88 things": float(np.mean([abs(one.middle - one.truth) for one in few])),
+        "why the flag is off": dict(Counter(one.reason.partition(":")[0] for one in found if not one.is_on)),
+    }
+    return rows, details
+
+
+def _part(what: str, held: Sequence[bool], unit: str, target: str) -> Row:
+    """How often it held, of the windows it is about; 100 % of none."""
+    return _row(what, 100 * float(np.mean(held)) if held else 100.0, unit, len(held), 0.0, target)
 
 
 def peers_at_defaults() -> dict[str, object]:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fleet.monitoring.drift_model import AccuracyRange, Alarm, Cause, Measured, Trust
-from fleet.monitoring.tried import Likeness, likeness, span_of
+from fleet.monitoring.tried import Likeness, likeness, middle, tried_of
 from protocol.sketches.counts import Counts, split
 from protocol.sketches.grid import FeatureGrid, Grid
 from protocol.sketches.profile import AccuracyReference, ModelProfile
@@ -72,22 +72,28 @@ def class_priors(reference: AccuracyReference, classes: npt.NDArray[np.int64]) -
 def range_of(
     profile: ModelProfile, counts: Counts, *, alarms: Iterable[Alarm], match: Match | None, measured: Sequence[Measured] = ()
 ) -> AccuracyRange | None:
-    """[min - ε, max + ε] of DoC, ATC by entropy and CBPE, with its flag; None when there is nothing to estimate with.
+    """The range of accuracy with its flag; None when there is nothing to estimate with.
 
-    `alarms`: open ones of the pipeline and of groups that hold it. `match`: what the family of the shift was found to be, if looked for;
-    it counts where the release does not say what places it was tried on.
+    By the places that the release was tried on where it says so (then `estimates` has `places`, the accuracy to be expected); else
+    [min - ε, max + ε] of DoC, ATC by entropy and CBPE. `alarms`: open ones of the pipeline and of groups that hold it. `match`: what the
+    family of the shift was found to be, if looked for; it counts where the release does not say what places it was tried on.
     """
     estimates = estimate(profile, counts)
     reference = profile.accuracy
     if estimates is None or reference is None:
         return None
     used = [estimates["doc"], estimates["atc"], estimates["cbpe"]]
-    span = span_of(profile)
-    like = None if span is None else likeness(span, profile, counts, used)
+    low, high = min(used) - reference.epsilon, max(used) + reference.epsilon
+    tried = tried_of(profile)
+    like = None if tried is None else likeness(tried, profile, counts, used)
+    if like is not None:
+        estimates = {**estimates, "places": like.accuracy}
+        low, high = like.accuracy - like.half_width, like.accuracy + like.half_width
+        high = max(high, middle(used))  # answers beyond their shares are no errors where other things come than at release
     trust, reason = trust_of(alarms, match, like)
     return AccuracyRange(
-        low=max(0.0, min(used) - reference.epsilon),
-        high=min(1.0, max(used) + reference.epsilon),
+        low=max(0.0, low),
+        high=min(1.0, high),
         trust=trust,
         reason=reason,
         estimates=estimates,

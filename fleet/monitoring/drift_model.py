@@ -306,14 +306,17 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class AccuracyRange:
-    """Accuracy without labels: a range of estimates, no confidence interval, and whether it may be believed."""
+    """Accuracy without labels: a range and whether it may be believed.
+
+    A range of estimates; or, where the release knows the places it was tried on, what was wrong by at places that were left out.
+    """
 
     low: float
     high: float
     trust: Trust
     #: Why it is not trusted or how it matched, a sentence.
     reason: str
-    #: Name (doc, atc, atc_confidence, cbpe) → estimate.
+    #: Name (doc, atc, atc_confidence, cbpe, and places where they are known) → estimate.
     estimates: Mapping[str, float]
     #: Class priors by BBSE, in order of the grid's classes; empty without classes.
     priors: tuple[float, ...]

@@ -1,8 +1,10 @@
-"""How like a window is to what a release was tried on: places of the evaluation data, as they were and damaged; pure (DRIFT 6, ADR 0041).
+"""What accuracy without labels is to be expected, and how sure that is, by the places that a release was tried on; pure (ADR 0044).
 
 What makes an estimate of accuracy wrong is the place more than the damage, and the place of a device is its own reference: no alarm tells
-of it. So a window is compared with the trials at release whose estimates were right. It is within their span when the model is about as
-sure as it was there, gives its answers in about the same shares, and looks like one of them.
+of it. Two things that a window shows do tell: how far the middle of the estimates lies from the accuracy at release, and what part of the
+answers is given beyond their usual shares. Where the model is also less sure than usual, answers beyond their shares are wrong ones, of
+which it is sure, and no estimate by confidence sees them; where it is as sure as ever, other things come. How much each of the two counts,
+and how wrong that was at places left out, is learned from the trials.
 """
 
 from collections.abc import Sequence
@@ -16,41 +18,59 @@ from protocol.sketches.profile import ModelProfile, TrialReference
 from protocol.sketches.summary import summarizer, summary
 
 DoubleArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 #: Fewer places tell nothing of how places differ.
 MIN_PLACES = 5
-#: An estimate that is wrong by no more is right (DRIFT, targets).
-RIGHT = 0.03
-#: Part of the trials with a right estimate that may lie outside: with a lower estimate, with stranger shares of answers. Set on study data.
-OUTSIDE_ESTIMATE, OUTSIDE_ANSWERS = 0.08, 0.08
-#: Times the largest distance of a trial from the nearest of another place: a guard against what nobody tried, no measure of errors.
+#: An estimate is believed when it is likely to be wrong by no more.
+BELIEVED = 0.05
+#: Standard deviations of the half width: 19 windows of 20 lie within.
+_WIDE = 1.96
+#: What is held to be so before a trial is seen: the deviation of each weight from 1, and of the error of a place that is like the others.
+_WEIGHT, _LEAST = 0.2, 0.015
+#: So much less sure than usual the model is where all answers beyond their shares are held to be wrong; half as much, half of them.
+_UNSURE = 0.1
+#: The part of the answers held to be wrong that may be another mix of things: the release's mix is one, so no trial tells.
+_MIX = 0.5
+#: Trials within about so much tell how wrong an estimate is, each place once; what was held before counts as one more place.
+_NEAR = 0.05
+#: Times the largest distance of a trial from the nearest of another site: a guard against what nobody tried, no measure of errors.
 _FARTHER = 2.0
 #: Unit of a coordinate that hardly varies between trials.
 _FLOOR = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class Span:
-    """Within what estimates were right."""
+class Tried:
+    """What the trials teach."""
 
     trials: tuple[TrialReference, ...]
-    #: float64[trials, d] in units of float64[d].
+    #: Summaries, float64[trials, d] in units of float64[d], and the largest distance that is none from everything.
     places: DoubleArray
     unit: DoubleArray
-    #: Shares of answers over all evaluation data.
-    answers: DoubleArray
-    #: Least middle of the three estimates, largest distances of answers and of places.
-    least: float
-    most_apart: float
     farthest: float
+    #: Shares of answers over all evaluation data, and the accuracy on them.
+    answers: DoubleArray
+    usual: float
+    #: float64[3]: what is added to middle - wrong: always, per point of the middle above the usual accuracy, per point wrong.
+    weights: DoubleArray
+    #: float64[trials, 2]: middle of the estimates less the usual accuracy, and answers beyond their shares, freed of chance.
+    seen: DoubleArray
+    #: float64[trials]: squared error of what the other sites let expect, less what so many rows differ by chance.
+    squares: DoubleArray
+    #: int64[trials]: which place.
+    place: IntArray
 
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """Where a window lies in the span of what was tried."""
+    """Where a window lies among what was tried."""
 
     #: Nearest trial.
     nearest: TrialReference
-    #: Why it is outside; empty: it is within.
+    #: Accuracy to be expected, and how far it may be off, 0 to 1.
+    accuracy: float
+    half_width: float
+    #: Why it is not to be believed; empty: it is.
     outside: str
 
 
@@ -59,81 +79,160 @@ def middle(estimates: Sequence[float]) -> float:
     return (min(estimates) + max(estimates)) / 2
 
 
-def span_of(profile: ModelProfile) -> Span | None:
-    """The span of the profile's trials; None when the evaluation data were not from enough places, or no estimate was right."""
-    trials = profile.accuracy.trials if profile.accuracy is not None else ()
-    if len({one.place for one in trials}) < MIN_PLACES:
+def tried_of(profile: ModelProfile) -> Tried | None:
+    """What the profile's trials teach; None when the evaluation data were not from enough places."""
+    accuracy = profile.accuracy
+    trials = accuracy.trials if accuracy is not None else ()
+    names = [one.place for one in trials]
+    if accuracy is None or len(set(names)) < MIN_PLACES:
         return None
-    answers = _shares(profile.reference.classes)
-    right = np.array([_is_right(one) for one in trials], dtype=bool)
-    if not right.any():
-        return None
-    middles = np.array([middle(one.estimates) for one in trials])
-    classes = summarizer(profile.grid).classes
-    apart = np.array([_apart(np.array(one.summary[classes]), answers, one.rows) for one in trials])
+    place, site = _numbered(names), _numbered([_site(name) for name in names])
+    rows = np.array([one.rows for one in trials], dtype=np.float64)
+    answers, classes = _shares(profile.reference.classes), summarizer(profile.grid).classes
+    told = np.array([(one.accuracy, middle(one.estimates), *one.summary[classes]) for one in trials])
+    smooth = _of_place_and_damage(told, place, _numbered([f"{one.family} {one.severity}" for one in trials]), rows)
+    whole = np.bincount(place, weights=rows)[place]
+    apart = [_apart(shares, answers, count) for shares, count in zip(smooth[:, 2:], whole.tolist(), strict=True)]
+    seen, truth = np.column_stack([smooth[:, 1] - accuracy.acc0, apart]), np.clip(smooth[:, 0], 0.0, 1.0)
+    errors = _left_out(seen, truth - accuracy.acc0, rows / whole, site)
     places = np.array([one.summary for one in trials], dtype=np.float64)
     unit = np.maximum(places.std(axis=0), _FLOOR)
-    names = np.array([one.place for one in trials])
-    return Span(
+    return Tried(
         trials,
         places / unit,
         unit,
+        _FARTHER * _farthest(places / unit, site),
         answers,
-        float(np.quantile(middles[right], OUTSIDE_ESTIMATE)),
-        float(np.quantile(apart[right], 1 - OUTSIDE_ANSWERS)),
-        _FARTHER * _farthest(places / unit, names),
+        accuracy.acc0,
+        _fitted(seen, truth - accuracy.acc0, rows / whole),
+        seen,
+        errors**2 - truth * (1 - truth) / whole,
+        place,
     )
 
 
-def likeness(span: Span, profile: ModelProfile, counts: Counts, estimates: Sequence[float]) -> Likeness:
-    """Whether the window is within the span, by its three estimates and its counts."""
-    place = summary(counts, profile.grid)
-    known = ~np.isnan(place)
-    squares = (span.places[:, known] - place[known] / span.unit[known]) ** 2
-    distances = np.sqrt(squares.mean(axis=1))
-    nearest = span.trials[int(distances.argmin())]
-    answers = int(counts.classes.sum())
-    apart, by_chance = _apart(_shares(counts.classes), span.answers, answers), _by_chance(span.answers, answers)
-    said = middle(estimates)
-    if said < span.least - np.sqrt(span.least * (1 - span.least) / counts.rows):  # so few rows may say so by chance
-        return Likeness(nearest, f"The model is less sure than where estimates were right at release: {said:.2f}, below {span.least:.2f}.")
-    if apart > span.most_apart + by_chance:
-        return Likeness(
-            nearest,
-            f"The model gives other answers than where estimates were right at release: {apart:.0%} of them, above {span.most_apart:.0%}.",
-        )
-    if float(distances.min()) > span.farthest:
-        return Likeness(nearest, "The window looks like nothing that was tried at release.")
-    return Likeness(nearest, "")
+def likeness(tried: Tried, profile: ModelProfile, counts: Counts, estimates: Sequence[float]) -> Likeness:
+    """What accuracy to expect of the window, by its three estimates and its counts, and whether to believe it."""
+    where = summary(counts, profile.grid)
+    known = ~np.isnan(where)
+    distances = np.sqrt(((tried.places[:, known] - where[known] / tried.unit[known]) ** 2).mean(axis=1))
+    nearest = tried.trials[int(distances.argmin())]
+    answered = int(counts.classes.sum()) * counts.effective / max(1, counts.rows)  # neighbours in time are one thing
+    seen = np.array(_seen(estimates, _shares(counts.classes), answered, tried.answers, tried.usual))
+    accuracy = min(1.0, max(0.0, tried.usual + float(_expected(seen[None], tried.weights)[0])))
+    by_place, by_chance = _variance(tried, seen), accuracy * (1 - accuracy) / max(1, counts.effective)
+    half_width = _WIDE * float(np.sqrt(by_place + by_chance))
+    outside = ""
+    if half_width > BELIEVED:
+        outside = f"{_why(seen, tried.usual, by_place, by_chance)} The estimate may be off by {half_width:.0%}."
+    elif float(distances.min()) > tried.farthest:
+        outside = "The window looks like nothing that was tried at release."
+    return Likeness(nearest, accuracy, half_width, outside)
 
 
-def _is_right(trial: TrialReference) -> bool:
-    """Whether the estimate was right, as far as so many rows can tell."""
-    chance = np.sqrt(trial.accuracy * (1 - trial.accuracy) / trial.rows)
-    return bool(abs(middle(trial.estimates) - trial.accuracy) <= RIGHT + chance)
+def _site(place: str) -> str:
+    """What is before the first slash of a name: places of one site are alike, and left out together."""
+    return place.partition("/")[0]
+
+
+def _of_place_and_damage(told: DoubleArray, place: IntArray, damage: IntArray, rows: DoubleArray) -> DoubleArray:
+    """Each column as a part of its place and a part of its damage, float64[trials, columns].
+
+    A trial is of few rows, and what it says is chance for the most part; together a place's are many, and so are a damage's.
+    """
+    parts = np.hstack([np.eye(int(place.max()) + 1)[place], np.eye(int(damage.max()) + 1)[damage]])
+    root = np.sqrt(rows)[:, None]
+    found, *_ = np.linalg.lstsq(parts * root, told * root, rcond=None)
+    return np.asarray(parts @ found)
+
+
+def _seen(estimates: Sequence[float], shares: DoubleArray, answered: float, usual_shares: DoubleArray, usual: float) -> tuple[float, float]:
+    """How much surer than at release, and what part of the answers is beyond their usual shares."""
+    return middle(estimates) - usual, _apart(shares, usual_shares, answered)
+
+
+def _expected(seen: DoubleArray, weights: DoubleArray) -> DoubleArray:
+    """Accuracy less the usual one of each row of `seen`."""
+    return np.asarray(_base(seen) + _features(seen) @ weights)
+
+
+def _base(seen: DoubleArray) -> DoubleArray:
+    """What holds before a trial is seen: the middle of the estimates, less the answers that are held to be wrong."""
+    return np.asarray(seen[:, 0] - _wrong(seen))
+
+
+def _wrong(seen: DoubleArray) -> DoubleArray:
+    return np.asarray(seen[:, 1] * np.clip(-seen[:, 0] / _UNSURE, 0.0, 1.0))
+
+
+def _features(seen: DoubleArray) -> DoubleArray:
+    return np.column_stack([np.ones(len(seen)), seen[:, 0], _wrong(seen)])
+
+
+def _fitted(seen: DoubleArray, accuracy: DoubleArray, each: DoubleArray) -> DoubleArray:
+    """float64[3]: weights that explain the accuracies best, drawn to 0; `each`: what each trial counts."""
+    features, missing = _features(seen), accuracy - _base(seen)
+    drawn = (_LEAST / _WEIGHT) ** 2 * np.eye(3)
+    return np.asarray(np.linalg.solve((features.T * each) @ features + drawn, (features.T * each) @ missing))
+
+
+def _left_out(seen: DoubleArray, accuracy: DoubleArray, each: DoubleArray, site: IntArray) -> DoubleArray:
+    """Errors of each trial by what the trials of other sites teach: float64[n]."""
+    errors = np.zeros(len(seen))
+    for index in range(int(site.max()) + 1):
+        its = site == index
+        errors[its] = _expected(seen[its], _fitted(seen[~its], accuracy[~its], each[~its])) - accuracy[its]
+    return errors
+
+
+def _variance(tried: Tried, seen: DoubleArray) -> float:
+    """Of the error at a place that nobody tried: what it was at places like this one, and what was held before as one more."""
+    near = np.exp(-((tried.seen - seen) ** 2).sum(axis=1) / (2 * _NEAR**2))
+    of_place = np.bincount(tried.place, weights=near)
+    squares = np.bincount(tried.place, weights=near * tried.squares) / np.maximum(of_place, 1e-12)
+    counted = np.zeros(len(of_place))
+    np.maximum.at(counted, tried.place, near)
+    before = _LEAST**2 + _WEIGHT**2 * float(seen @ seen)
+    by_mix = (_MIX * float(_wrong(seen[None])[0])) ** 2
+    return max(_LEAST**2, float(counted @ squares + before) / (float(counted.sum()) + 1)) + by_mix
+
+
+def _why(seen: DoubleArray, usual: float, by_place: float, by_chance: float) -> str:
+    """In words what makes an estimate unsure."""
+    surer, apart = seen.tolist()
+    if by_chance > by_place:
+        return "So few rows that are independent say little."
+    if apart >= abs(surer):
+        return f"The model gives other answers than at release: {apart:.0%} of them are beyond their shares."
+    return f"The model is {'less sure' if surer < 0 else 'surer'} than at release: {usual + surer:.2f} where {usual:.2f} was usual."
 
 
 def _shares(classes: npt.NDArray[np.int64]) -> DoubleArray:
     return np.asarray(classes / max(1, int(classes.sum())), dtype=np.float64)
 
 
-def _apart(shares: DoubleArray, usual: DoubleArray, answers: int) -> float:
+def _apart(shares: DoubleArray, usual: DoubleArray, answers: float) -> float:
     """Total variation between the shares beyond what so many answers differ by chance; 0 without classes or answers."""
     if not answers or not shares.size:
         return 0.0
     return max(0.0, float(np.abs(shares - usual).sum() / 2) - _by_chance(usual, answers))
 
 
-def _by_chance(usual: DoubleArray, answers: int) -> float:
+def _by_chance(usual: DoubleArray, answers: float) -> float:
     """Mean of the total variation between the usual shares and those of so many answers."""
     return float(np.sqrt(2 / np.pi) * np.sqrt(usual * (1 - usual) / max(1, answers)).sum() / 2)
 
 
-def _farthest(places: DoubleArray, names: npt.NDArray[np.str_]) -> float:
-    """The largest distance of a trial from the nearest of another place."""
+def _farthest(places: DoubleArray, site: IntArray) -> float:
+    """The largest distance of a trial from the nearest of another site; endless where all are of one."""
     found = 0.0
-    for name in np.unique(names):
-        its, others = places[names == name], places[names != name]
+    for index in range(int(site.max()) + 1):
+        its, others = places[site == index], places[site != index]
         for one in its:
-            found = max(found, float(np.sqrt(((others - one) ** 2).mean(axis=1).min())))
+            found = max(found, float(np.sqrt(((others - one) ** 2).mean(axis=1).min(initial=np.inf))))
     return found
+
+
+def _numbered(names: Sequence[str]) -> IntArray:
+    """Which of the different names each one is."""
+    return np.asarray(np.unique(np.array(names), return_inverse=True)[1].reshape(-1), dtype=np.int64)

@@ -9,7 +9,7 @@ from simulators.sketches import counts, profile
 
 from fleet.monitoring import accuracy
 from fleet.monitoring.drift_model import Alarm, AlarmState, AlarmSubject, Attribution, Cause, Grade, SubjectKind, Trust
-from fleet.monitoring.tried import MIN_PLACES, likeness, span_of
+from fleet.monitoring.tried import MIN_PLACES, likeness, middle, tried_of
 from protocol.ids import DEFAULT_TENANT
 from protocol.sketches.counts import Counts
 from protocol.sketches.profile import ModelProfile, TrialReference
@@ -41,6 +41,19 @@ def tried(*more: TrialReference) -> ModelProfile:
     ]
     made = profile()
     return replace(made, accuracy=replace(made.accuracy, trials=(*trials, *more)))
+
+
+def expected(its: Counts, of: ModelProfile | None = None):
+    """Accuracy and half width by the places, and the middle of the estimates."""
+    made = of or tried()
+    found = accuracy.estimate(made, its)
+    three = [found["doc"], found["atc"], found["cbpe"]]
+    like = likeness(tried_of(made), made, its, three)
+    return like.accuracy, like.half_width, middle(three)
+
+
+def all_cats(its: Counts) -> Counts:
+    return replace(its, classes=np.array([its.classes.sum(), 0, 0]))
 
 
 def looked_at(its: Counts, of: ModelProfile | None = None, alarms=()) -> tuple[Trust, str]:
@@ -89,9 +102,7 @@ def test_a_place_where_the_model_is_less_sure_is_not_trusted_although_no_alarm_i
 
 
 def test_a_place_where_other_answers_are_given_is_not_trusted_although_the_model_is_sure():
-    its = rows(54, shift=(0.0, 0.0, 0.0, 0.3))
-    everything = np.array([its.classes.sum(), 0, 0])
-    trust, reason = looked_at(replace(its, classes=everything))
+    trust, reason = looked_at(all_cats(rows(54, shift=(0.0, 0.0, 0.0, 0.3))))
     assert trust is Trust.NOT_TRUSTED
     assert "other answers" in reason
 
@@ -103,26 +114,91 @@ def test_what_looks_like_nothing_that_was_tried_is_not_trusted():
 
 
 def test_trials_with_wrong_estimates_do_not_widen_the_span():
-    unsure = rows(56, shift=(0.0, 0.0, 0.0, -1.5))
+    unsure = rows(56, shift=(0.0, 0.0, 0.0, -1.2))
     dirt = [trial("place 3", unsure, wrong_by=wrong_by, family="dirt", severity=1) for wrong_by in (0.3, 0.2)]
     assert looked_at(unsure, tried(*dirt))[0] is Trust.NOT_TRUSTED
     right = [trial(name, unsure, family="dirt", severity=1) for name in PLACES]
     assert looked_at(unsure, tried(*right))[0] is Trust.TRUSTED
 
 
-def test_few_places_or_none_where_the_release_was_right_tell_nothing():
+def test_answers_beyond_their_shares_are_wrong_where_the_model_is_less_sure_too():
+    unsure = rows(57, shift=(0.0, 0.0, 0.0, -1.0))
+    usual, _, said = expected(unsure)
+    assert usual == pytest.approx(said, abs=0.03)
+    collapsed, width, same = expected(all_cats(unsure))
+    assert same == said
+    assert said - 0.6 < collapsed < said - 0.4  # half of the answers are cats where others were
+    assert width > 0.1
+
+
+def test_another_mix_of_things_is_no_error_where_the_model_is_as_sure_as_ever():
+    its = all_cats(rows(58, shift=(0.0, 0.0, 0.0, 0.3)))
+    found, _, said = expected(its)
+    assert found == pytest.approx(said, abs=0.02)
+
+
+def test_the_range_reaches_to_what_holds_if_only_the_mix_of_things_is_another():
+    its = all_cats(rows(57, shift=(0.0, 0.0, 0.0, -1.0)))
+    found = accuracy.range_of(tried(), its, alarms=(), match=None)
+    assert found.low < found.estimates["places"] < found.high
+    assert found.high >= middle([found.estimates[name] for name in ("doc", "atc", "cbpe")])
+
+
+def test_what_was_wrong_at_every_place_is_taken_off():
+    made = profile()
+    off = tuple(trial(name, rows(index), wrong_by=0.06) for index, name in enumerate(PLACES))
+    found, width, said = expected(rows(59), replace(made, accuracy=replace(made.accuracy, trials=off)))
+    assert found == pytest.approx(said - 0.06, abs=0.01)
+    assert width < 0.05
+
+
+def test_an_estimate_is_not_believed_where_places_are_unlike_each_other():
+    made = profile()
+    uneven = tuple(trial(name, rows(index), wrong_by=0.08 * (-1) ** index) for index, name in enumerate(PLACES))
+    trust, reason = looked_at(rows(59), replace(made, accuracy=replace(made.accuracy, trials=uneven)))
+    assert trust is Trust.NOT_TRUSTED
+    assert "may be off by" in reason
+
+
+def test_places_of_one_site_do_not_vouch_for_each_other():
+    usual = tried().accuracy.trials
+    unsure = [rows(70 + index, shift=(0.0, 0.0, 0.0, -0.7)) for index in range(6)]
+
+    def half_width(names):
+        more = [trial(name, its, wrong_by=0.1) for name, its in zip(names, unsure, strict=True)]
+        return expected(rows(80, shift=(0.0, 0.0, 0.0, -0.7)), replace(made, accuracy=replace(made.accuracy, trials=(*usual, *more))))[1]
+
+    made = profile()
+    assert half_width([f"yard/{index}" for index in range(6)]) > 1.5 * half_width([f"yard {index}" for index in range(6)])
+
+
+def test_rows_that_follow_each_other_are_counted_as_few():
+    its = rows(60)
+    assert looked_at(its)[0] is Trust.TRUSTED
+    trust, reason = looked_at(replace(its, effective=60))
+    assert trust is Trust.NOT_TRUSTED
+    assert reason.startswith("So few rows that are independent say little.")
+
+
+def test_few_places_tell_nothing():
     made = tried()
     few = tuple(one for one in made.accuracy.trials if one.place in PLACES[: MIN_PLACES - 1])
-    assert span_of(replace(made, accuracy=replace(made.accuracy, trials=few))) is None
-    wrong = tuple(replace(one, accuracy=0.2) for one in made.accuracy.trials)
-    assert span_of(replace(made, accuracy=replace(made.accuracy, trials=wrong))) is None
-    assert span_of(profile()) is None
-    assert span_of(replace(made, accuracy=None)) is None
+    assert tried_of(replace(made, accuracy=replace(made.accuracy, trials=few))) is None
+    assert tried_of(profile()) is None
+    assert tried_of(replace(made, accuracy=None)) is None
+
+
+def test_places_that_are_all_of_one_site_still_tell_what_they_were():
+    made = tried()
+    one_site = tuple(replace(one, place=f"yard/{one.place}") for one in made.accuracy.trials)
+    found, width, said = expected(rows(61), replace(made, accuracy=replace(made.accuracy, trials=one_site)))
+    assert found == pytest.approx(said, abs=0.02)
+    assert np.isfinite(width)
 
 
 def test_chance_in_few_answers_is_not_taken_for_another_place():
     made = tried()
-    span = span_of(made)
+    span = tried_of(made)
     estimates = made.accuracy.trials[0].estimates
     outside = [likeness(span, made, counts(np.random.default_rng(60 + seed), 40), estimates).outside for seed in range(40)]
     assert sum("other answers" in one for one in outside) <= 4
