@@ -253,6 +253,8 @@ class Drift(Envelope):
     state: Literal["ok", "raised", "acknowledged"] = "ok"
     #: Who judges: twin setting `drift.check`.
     check: Literal["device", "server"] = "device"
+    #: What its own check allows itself per year of this device, whoever said so; None: an agent that does not tell.
+    false_alarms_per_year: Annotated[float, Field(ge=0.001, le=1000)] | None = None
     pipelines: list[DriftPipeline] = Field(default_factory=list, max_length=64)
 
 

@@ -95,13 +95,13 @@ class DriftDesk:
         rows = [row.model_dump() for row in self._told()]
         states = {row["state"] for row in rows}
         worst = next((state for state in _WORST if state in states), "ok")
-        return {"state": worst, "check": self._settings.check, "pipelines": rows}
+        rate = self._settings.false_alarms_per_year
+        return {"state": worst, "check": self._settings.check, "false_alarms_per_year": rate, "pipelines": rows}
 
     def figures(self) -> dict[str, Any]:
         """What `mooring-agent status` and `mooring-agent drift show` show."""
         lost = self._overflown + (self._watch.lost if self._watch is not None else 0)
-        rate = self._settings.false_alarms_per_year
-        return {**self.body(), "enabled": self._settings.enabled, "false_alarms_per_year": rate, "lost": lost}
+        return {**self.body(), "enabled": self._settings.enabled, "lost": lost}
 
     def _told(self) -> list[DriftPipeline]:
         watched = {row.pipeline: row for row in self._watch.pipelines()} if self._watch is not None else {}

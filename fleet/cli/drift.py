@@ -47,6 +47,8 @@ def _pipeline(found: dict[str, Any]) -> None:
     state, estimated = found["state"] or {}, found["accuracy"]
     names = ("device", "pipeline", "grade", "days", "check", "score", "p", "statistic", "threshold", "site_gap", "peer_p", "alarm")
     output.facts({name: state.get(name) for name in names})
+    if found["own_false_alarms_per_year"] is not None:
+        output.facts({"false alarms per year": f"{found['own_false_alarms_per_year']:g}, by the device's own settings"})
     if estimated:
         span = f"{estimated['low']:.0%} to {estimated['high']:.0%}"
         output.facts({"accuracy without labels": span, "to be believed": f"{estimated['trust']}: {estimated['reason']}"})

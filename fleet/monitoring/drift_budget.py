@@ -1,5 +1,6 @@
 """How many false alarms each device may make, and in which order devices are shown (DRIFT 5.4, 5.6)."""
 
+import math
 from datetime import datetime
 
 from fleet import audit
@@ -7,7 +8,9 @@ from fleet.db import Connection
 from fleet.devices import store as device_store
 from fleet.devices import twins
 from fleet.monitoring import alarm_store, alarms, detectors, drift_store
+from fleet.monitoring import store as monitoring_store
 from fleet.monitoring.drift_alarms import DETECTOR
+from fleet.monitoring.drift_model import Check
 from fleet.monitoring.drift_rules import DriftRules
 from fleet.monitoring.drift_tables import SeriesRow
 from protocol.errors import NotFoundError
@@ -40,19 +43,37 @@ def review_budget(tx: Connection, tenant: TenantId, *, rules: DriftRules, now: d
 
 
 def rate_for(tx: Connection, row: SeriesRow, rules: DriftRules) -> float:
-    """False alarms per year that the series may raise: its part of the fleet's, or what is set for its device, its group, or all."""
+    """False alarms per year that the series may raise: its part of the fleet's, or what is set for its device, its group, or all.
+
+    Where none of those is set and the device judges, what it asks by its own file.
+    """
     if rules.fleet_rate <= 0:
-        try:
-            own = device_store.get_twin(tx, row.tenant, row.device).config.drift.false_alarms_per_year
-            if own is not None:
-                return own
-            owner = device_store.get_device(tx, row.tenant, row.device)
-            of_group = device_store.get_group(tx, row.tenant, owner.group).config.drift.false_alarms_per_year
-            if of_group is not None:
-                return of_group
-        except NotFoundError:
-            pass
+        wished = wished_rate(tx, row.tenant, row.device)
+        own = own_rate(tx, row.tenant, row.device) if wished is None and row.decided_by is Check.DEVICE else wished
+        if own is not None:
+            return own
     return allowed(alarms.rate_of(rules.rate, rules.fleet_rate, alarm_store.find_budget(tx, row.tenant) or 1))
+
+
+def wished_rate(tx: Connection, tenant: TenantId, device: DeviceId) -> float | None:
+    """False alarms per year as somebody set them here for the device, or else for its group; None: nobody did."""
+    try:
+        own = device_store.get_twin(tx, tenant, device).config.drift.false_alarms_per_year
+        if own is not None:
+            return own
+        owner = device_store.get_device(tx, tenant, device)
+        return device_store.get_group(tx, tenant, owner.group).config.drift.false_alarms_per_year
+    except NotFoundError:
+        return None
+
+
+def own_rate(tx: Connection, tenant: TenantId, device: DeviceId) -> float | None:
+    """False alarms per year that the device asks by its own file, as far as it says so; None: its agent's usual ones."""
+    said = monitoring_store.list_states_of(tx, tenant, [device], "drift").get(device)
+    rate = None if said is None else said.body.get("false_alarms_per_year")
+    if not isinstance(rate, int | float) or isinstance(rate, bool) or not math.isfinite(rate) or rate == AGENT_RATE:
+        return None
+    return allowed(float(rate))
 
 
 def allowed(rate: float) -> float:

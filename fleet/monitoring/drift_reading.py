@@ -13,6 +13,7 @@ from fleet.monitoring import (
     alarm_store,
     attribution,
     detectors,
+    drift_budget,
     drift_known,
     drift_looking,
     drift_raising,
@@ -69,6 +70,12 @@ def list_waiting(database: Database, tenant: TenantId, *, device: DeviceId | Non
     """Windows that were put aside, by series and reason: those that wait for a release with their grid, and those that overlap others."""
     with database.reading() as tx:
         return quarantine_store.list_waiting(tx, tenant, device=device)
+
+
+def own_rate(database: Database, tenant: TenantId, device: DeviceId) -> float | None:
+    """False alarms per year that the device asks by its own file, where nobody set them here; None: it asks none."""
+    with database.reading() as tx:
+        return drift_budget.own_rate(tx, tenant, device) if drift_budget.wished_rate(tx, tenant, device) is None else None
 
 
 def distributions(

@@ -279,7 +279,10 @@ def _pipeline_view(request: Request, caller: Caller, device: str, pipeline: str,
     accuracy = drift_reading.accuracy_range(database, tenant, name, pipeline, since=since, until=now)
     found = drift_service.get_alarm(database, tenant, row.alarm) if row.alarm else None
     shown = _distributions(request, caller, name, pipeline, since=since, until=now, feature=feature)
-    return drift_views.pipeline_drift(row, points=points, accuracy=accuracy, distributions=shown, feature=feature, alarm=found)
+    rate = drift_reading.own_rate(database, tenant, name)
+    return drift_views.pipeline_drift(
+        row, points=points, accuracy=accuracy, distributions=shown, feature=feature, alarm=found, own_rate=rate
+    )
 
 
 def _distributions(

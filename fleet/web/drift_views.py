@@ -461,6 +461,7 @@ def pipeline_drift(
     distributions: Sequence[Distribution],
     feature: str,
     alarm: Alarm | None,
+    own_rate: float | None = None,
 ) -> PipelineDrift:
     """The drift page of one pipeline; without a feature asked for, the distributions of what moved most."""
     state = row.state
@@ -473,6 +474,7 @@ def pipeline_drift(
         ("Check", f"by the {state.check.value}"),
         ("Latest score", f"{number(state.score)} (p {probability(state.p)})"),
         ("Evidence", f"{number(state.statistic)}, with {number(state.threshold)} an alarm is raised"),
+        *([("False alarms allowed", f"{number(own_rate)} per device-year, by the device's own settings")] if own_rate is not None else []),
         ("Site gap", f"{number(state.site_gap)} (distance to the model's own reference; shown, never an alarm)"),
         ("Peers", f"p {probability(state.peer_p)} against devices like it; shown, never an alarm"),
         ("Judged until", f"{state.judged_until:%Y-%m-%d %H:%M} UTC" if state.judged_until else "nothing yet"),

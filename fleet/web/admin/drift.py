@@ -121,6 +121,7 @@ def pipeline_drift(request: Request, device: str, pipeline: str, caller: SeesDri
     return rest.one(
         {
             "state": overview_json(row) if row else None,
+            "own_false_alarms_per_year": drift_reading.own_rate(database, caller.tenant, name),
             "accuracy": accuracy_json(estimated) if estimated else None,
             "measured": [_measured_json(one) for one in measured if one.labels],
             "distributions": [distribution_json(one) for one in drawn],

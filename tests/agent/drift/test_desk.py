@@ -4,6 +4,13 @@ import os
 import subprocess
 import sys
 
+from simulators.clock import FakeClock
+
+from agent.config import DriftConfig
+from agent.drift.desk import DriftDesk
+from agent.store import Store
+from protocol.messages import Drift
+
 COUNT_ONE_ROW = """
 import os, sys
 from pathlib import Path
@@ -34,3 +41,14 @@ def test_numpy_comes_with_the_first_row_and_multiplies_by_one_thread(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["False None", "True 1"]
+
+
+def test_the_state_topic_says_the_rate_that_is_in_force(tmp_path):
+    with Store(tmp_path / "outbox.db", clock=FakeClock()) as store:
+        desk = DriftDesk(store, clock=FakeClock(), device="cam-1", source="/d", has_profile=lambda _: True)
+        desk.configure(DriftConfig(false_alarms_per_year=5.0), [])
+        assert Drift.model_validate(store.envelope() | desk.body()).false_alarms_per_year == 5.0
+        before = desk.revision
+        desk.configure(DriftConfig(false_alarms_per_year=2.0), [])
+        assert desk.body()["false_alarms_per_year"] == 2.0
+        assert desk.revision > before  # it is sent anew

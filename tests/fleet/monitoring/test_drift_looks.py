@@ -553,6 +553,31 @@ def test_what_was_put_aside_is_listed_by_pipeline_with_the_grid_it_waits_for(dat
     assert drift_reading.list_waiting(database, T0) == []
 
 
+# --- the rate that is asked ---
+
+
+@on_sqlite
+def test_a_rate_that_stands_only_in_the_devices_own_file_is_taken_until_somebody_sets_another_one(site):
+    own = incoming("mooring/1/t0/d/cam-1/drift", body(1, state="ok", check="device", false_alarms_per_year=50.0, pipelines=[]))
+    assert ingest_batch(site.database, [own], rules=INGEST, now=site.now).rejected == 0
+    site.take(*site.camera.hours(W0, 1))
+    assert site.series().threshold == pytest.approx(52_560 / 50)
+    assert drift_reading.own_rate(site.database, T0, CAM) == 50
+    site.wish(false_alarms_per_year=2.0)
+    site.take(*site.camera.hours(W0 + 6, 1))
+    assert site.series().threshold == pytest.approx(52_560 / 2)
+    assert drift_reading.own_rate(site.database, T0, CAM) is None
+
+
+@on_sqlite
+@pytest.mark.parametrize("said", ["50", None, True, [1]])
+def test_what_a_device_says_of_its_rate_that_is_no_number_is_left_alone(site, said):
+    own = incoming("mooring/1/t0/d/cam-1/drift", body(1, state="ok", check="device", false_alarms_per_year=said, pipelines=[]))
+    ingest_batch(site.database, [own], rules=INGEST, now=site.now)
+    site.take(*site.camera.hours(W0, 1))
+    assert site.series().threshold == pytest.approx(52_560)
+
+
 # --- drift and accuracy as telemetry ---
 
 

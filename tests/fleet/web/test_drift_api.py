@@ -65,6 +65,7 @@ def test_what_drifted_is_seen_as_map_distributions_and_time_line(site):
     assert all(0 <= cell["p"] <= 1 for cell in row["features"])
     path = f"/devices/cam-1/drift/{row['pipeline']}"
     shown = vera.get(path).json()
+    assert shown["own_false_alarms_per_year"] is None
     assert sum(shown["distributions"][0]["now"]) == pytest.approx(1)
     assert vera.get(f"{path}/timeline").json()["points"]
     assert vera.get(f"{path}/references").json()["references"][0]["retired_at"] is None
