@@ -39,7 +39,7 @@ from protocol.clock import SystemClock
 
 #: Signals that native code dies by; SIGKILL and SIGTERM come from outside and blame no back end.
 NATIVE_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
-#: Seconds a hung process gets to write the stacks of its threads before it is killed.
+#: Seconds a hung process gets to write the stacks of its threads and to die of it before it is killed.
 DUMP_S = 0.5
 
 Sent = Configure | Activate | Commit | Rollback | Deactivate | Ease | TakeTurns | Snapshot | SampleRows | Stop
@@ -72,6 +72,8 @@ class Child:
         self._on_message = on_message
         self._is_listening = True
         self._is_retired = False
+        #: We ended it: then SIGABRT is no crash.
+        self._is_killed = False
         self._send_lock = threading.Lock()
         #: Set when the link is closed: the process is gone or going.
         self.closed = threading.Event()
@@ -133,9 +135,10 @@ class Child:
         self.send(Stop())
 
     def kill(self) -> None:
-        """Ask for the stacks of its threads, then kill it by its id."""
+        """Have it write the stacks of its threads and die of it, at once; one that cannot is killed."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGUSR1)
+            self._is_killed = True
+            self.process.send_signal(signal.SIGABRT)  # its faulthandler writes the stacks of all threads and lets the signal have it
             try:
                 self.process.wait(DUMP_S)
             except subprocess.TimeoutExpired:
@@ -158,7 +161,7 @@ class Child:
         if code >= 0:
             return Ending(f"it ended with status {code}", is_fault=True)
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        is_crash = -code in NATIVE_SIGNALS
+        is_crash = -code in NATIVE_SIGNALS and not (self._is_killed and -code == signal.SIGABRT)
         return Ending(f"it was killed by {name}", is_fault=is_crash, is_crash=is_crash)
 
     def _read(self) -> None:

@@ -400,8 +400,8 @@ def _send(sender: Sender) -> None:
 
 
 def _prepare_process() -> None:
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the supervisor asks for it before it kills a hung process
+    faulthandler.enable()  # of all threads: the supervisor sends SIGABRT to a hung process
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # for people who want to know what it does
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the control process says when to stop
     threading.excepthook = _die
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
