@@ -2,8 +2,8 @@
 
 A real `InferenceProcess` runs the digits example on a looped video. Each time its child is killed (SIGKILL), crashed (SIGSEGV while it
 computes, so that the next back end takes over) or stopped (SIGSTOP, which is a hang) and the time until the next prediction is taken; of
-a hang what it took beyond the patience with it (`runtime.hang_s`, as often as the machine is overloaded): noticing, ending the process, and all the rest.
-`python -m benchmarks.agent.fallback [ROUNDS]` prints the medians.
+a hang what it took beyond the patience with it (`runtime.hang_s`, as often as the machine is overloaded): noticing, ending the process,
+and the rest. `python -m benchmarks.agent.fallback [ROUNDS]` prints the medians.
 
 The back end that crashes is the processor under ONNX Runtime's own name for it, the next one the processor: a machine without
 accelerators has two back ends that way.
