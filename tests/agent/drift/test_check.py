@@ -9,6 +9,8 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from simulators.drift_rows import World, make_grid, make_slot
 
 from agent.drift import check
@@ -16,10 +18,17 @@ from agent.drift.store import Flag
 from protocol.messages import ReferenceLearned
 from protocol.sketches.codec import SUBWINDOW_MS
 from protocol.sketches.looks import is_alarm, statistic_of
-from protocol.sketches.reference import Grade, decode_reference
+from protocol.sketches.reference import Grade, complete_days, decode_reference
 from protocol.sketches.summary import summary
 
 DAY_S = 86_400
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(110, 144)), max_size=4), st.randoms())
+def test_days_are_complete_where_a_fit_finds_them_so_in_any_order(days, chance):
+    w0s = [day * 144 + place for day, count in days for place in range(count)]
+    chance.shuffle(w0s)
+    assert check.days_of(w0s) == len(complete_days(np.array(w0s, np.int64)))
 
 
 def test_fewer_than_fourteen_days_are_collected_and_nothing_is_judged(site):
