@@ -11,7 +11,9 @@ from benchmarks.drift.report import Plan, measure_all
 from benchmarks.record import write
 
 #: 12 devices before each of 10 pictures, a year each; the blocks of DRIFT 5.4 and single features on fewer.
-FULL = Plan(cameras=10, repeats=12, block_repeats=2, single_repeats=1, sites=6, validated=(0, 1, 2, 3), validated_windows=24)
+FULL = Plan(
+    cameras=10, repeats=12, block_repeats=2, single_repeats=1, sites=6, validated=(0, 1, 2, 3), validated_windows=24, device_rounds=3
+)
 
 
 def main() -> int:

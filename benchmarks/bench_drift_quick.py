@@ -5,7 +5,7 @@ import sys
 from benchmarks.drift.report import Plan, measure_all
 from benchmarks.record import write
 
-QUICK = Plan(cameras=2, repeats=2, block_repeats=1, single_repeats=1, sites=1, validated=(0,), validated_windows=6)
+QUICK = Plan(cameras=2, repeats=2, block_repeats=1, single_repeats=1, sites=1, validated=(0,), validated_windows=6, device_rounds=1)
 
 
 def main() -> int:

@@ -110,7 +110,7 @@ def _ms(call: Callable[[], object]) -> float:
     return float(np.median(figures))
 
 
-def device_rows() -> tuple[list[Row], dict[str, object]]:
+def device_rows(rounds: int = ROUNDS) -> tuple[list[Row], dict[str, object]]:
     """What one pipeline pays on its device, in rows, and the parts they are made of: interleaved rounds, a process for each figure."""
     parts: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-drift-") as name:
@@ -118,7 +118,7 @@ def device_rows() -> tuple[list[Row], dict[str, object]]:
         (folder / "watched").mkdir()
         device.prepare(folder / "watched")
         slots = {model.name: make_slot(folder / model.name, model) for model in (VWW_INT8, MOBILENET)}
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for model, slot in slots.items():
                 for size, (height, width) in PICTURES.items():
                     parts.setdefault(f"rows of {model}, {size}", []).append(device.child("rows", slot, height, width))

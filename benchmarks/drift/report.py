@@ -34,6 +34,8 @@ class Plan:
     sites: int
     validated: tuple[int, ...]
     validated_windows: int
+    #: Rounds in which a device's costs are measured.
+    device_rounds: int
 
 
 def measure_all(plan: Plan) -> tuple[list[Row], dict[str, object]]:
@@ -54,6 +56,8 @@ def measure_all(plan: Plan) -> tuple[list[Row], dict[str, object]]:
     merged, details["twelve cameras of a site, 5 percent"] = _sites(plan)
     rows += merged
     rows += _costs()
+    paid, details["a device"] = costs.device_rows(plan.device_rounds)
+    rows += paid
     estimates, details["estimates without labels"] = _estimates(plan)
     rows += estimates
     details["frames and means"] = validation.compare("study", plan.validated, plan.validated_windows)
