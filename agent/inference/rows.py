@@ -25,7 +25,7 @@ from protocol.files import read_bounded
 from protocol.sketches.grid import Grid
 from protocol.sketches.profile import FILE_NAME, MAX_PROFILE_BYTES, decode_profile
 from runtime.answers import Answer
-from runtime.features import Extractor, choose_step
+from runtime.features import MAX_SHARE, Extractor, choose_step
 from runtime.manifest import ModelManifest
 
 #: Share of one core that making rows may take, all pipelines together; the rest of the 1 % of drift is the control process's.
@@ -65,6 +65,11 @@ def find_watched(folder: Path, manifest: ModelManifest) -> tuple[Watched | None,
 def make_extractor(watched: Watched) -> Extractor:
     """What makes the rows of the grid's features. Raises: InvalidError when this agent does not know one of them."""
     return Extractor(watched.manifest, [feature.name for feature in watched.grid.features])
+
+
+def fitting_step(cost_s: float) -> int:
+    """Seconds between rows of that cost, 1, 2, 4 or 8, so that they fit into `CPU_SHARE`: else rows would be skipped."""
+    return choose_step(cost_s * MAX_SHARE / CPU_SHARE)
 
 
 class Instants:
@@ -232,7 +237,7 @@ class RowSampler:
         cost_s = time.thread_time() - began_s
         self._budget.pay(cost_s)
         self._cost_s, self._rows = self._cost_s + cost_s, self._rows + 1
-        fitting_step_s = choose_step(self._cost_s / self._rows) if self._rows >= STEP_ROWS else 0
+        fitting_step_s = fitting_step(self._cost_s / self._rows) if self._rows >= STEP_ROWS else 0
         seen = None if extractor is None else extractor.quality
         quality = None
         if seen is not None:

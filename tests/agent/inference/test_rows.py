@@ -9,7 +9,7 @@ from simulators.clock import FakeClock
 from simulators.color_models import make_slot
 from simulators.drift_rows import bring_profile
 
-from agent.inference.rows import STEP_ROWS, Glimpse, Instants, RowBudget, RowSampler, find_watched
+from agent.inference.rows import STEP_ROWS, Glimpse, Instants, RowBudget, RowSampler, find_watched, fitting_step
 from protocol.errors import InvalidError
 from runtime.answers import Classification, ClassScore
 from runtime.features import Extractor
@@ -110,6 +110,11 @@ def test_at_most_one_row_a_step_is_made_and_none_unless_asked(watched):
     bench.clock.advance(100)
     bench.frame()
     assert len(bench.sent) == silent
+
+
+@pytest.mark.parametrize(("cost_ms", "step"), [(0.6, 1), (7.9, 1), (8.5, 2), (17, 4), (40, 8), (900, 8)])
+def test_the_step_that_fits_leaves_the_control_process_its_part_of_a_hundredth_of_a_core(cost_ms, step):
+    assert fitting_step(cost_ms / 1000) == step
 
 
 class Spent:
