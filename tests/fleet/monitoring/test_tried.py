@@ -160,6 +160,38 @@ def test_an_estimate_is_not_believed_where_places_are_unlike_each_other():
     assert "may be off by" in reason
 
 
+def test_what_few_rows_differ_by_chance_is_not_taken_for_unlike_places():
+    made = profile()
+    uneven = tuple(trial(name, rows(index), wrong_by=0.035 * (-1) ** index) for index, name in enumerate(PLACES))
+    assert looked_at(rows(59), replace(made, accuracy=replace(made.accuracy, trials=uneven)))[0] is Trust.NOT_TRUSTED
+    few = tuple(replace(one, rows=60) for one in uneven)
+    assert looked_at(rows(59), replace(made, accuracy=replace(made.accuracy, trials=few)))[0] is Trust.TRUSTED
+
+
+def test_many_trials_of_few_rows_say_together_what_a_place_is():
+    made, kinds = profile(), [("", 0), *((f"damage {index}", 1) for index in range(8))]
+    trials = []
+    for index, name in enumerate(PLACES):
+        for at, (family, severity) in enumerate(kinds):
+            rng = np.random.default_rng([index, at])
+            one = trial(name, counts(rng, 50), family=family, severity=severity)
+            trials.append(replace(one, rows=50, accuracy=rng.binomial(50, made.accuracy.acc0) / 50))
+    found, width, _ = expected(rows(59), replace(made, accuracy=replace(made.accuracy, trials=tuple(trials))))
+    of_one_trial = 1.96 * np.sqrt(made.accuracy.acc0 * (1 - made.accuracy.acc0) / 50)
+    assert found == pytest.approx(made.accuracy.acc0, abs=0.02)
+    assert width < 0.75 * of_one_trial
+
+
+def test_right_trials_do_not_tell_that_other_answers_are_no_other_mix():
+    made = profile()
+    usual = tried().accuracy.trials
+    collapsed = all_cats(rows(57, shift=(0.0, 0.0, 0.0, -1.0)))
+    right, _, said = expected(collapsed)
+    off = tuple(trial(name, collapsed, wrong_by=said - right, family="dirt", severity=1) for name in PLACES)
+    _, width, _ = expected(collapsed, replace(made, accuracy=replace(made.accuracy, trials=(*usual, *off))))
+    assert width > 0.4  # of half of the answers nobody knows whether they are wrong
+
+
 def test_places_of_one_site_do_not_vouch_for_each_other():
     usual = tried().accuracy.trials
     unsure = [rows(70 + index, shift=(0.0, 0.0, 0.0, -0.7)) for index in range(6)]
