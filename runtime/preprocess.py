@@ -145,6 +145,10 @@ def table_of(tensor: TensorDescription, mean: Array, std: Array) -> Array:
     return np.asarray(np.clip(np.rint(values) + tensor.zero_point, low, high).astype(tensor.dtype))
 
 
+#: What XOR turns.
+_SIGN_BIT = np.uint8(128)
+
+
 class Filler:
     """Writes pixels of the input's own size and color into one tensor of its own; needs no OpenCV; used by one thread."""
 
@@ -155,6 +159,9 @@ class Filler:
         self.tensor: Array = np.zeros(shape, plan.dtype)
         #: The same memory seen as height, width, channels.
         self._image: Array = self.tensor[0] if plan.layout is Layout.NHWC else self.tensor[0].transpose(1, 2, 0)
+        self._bytes: Array = self._image.view(np.uint8) if self._image.itemsize == 1 else self._image
+        #: Not bound: an object that holds itself is freed late, and its tensor with it.
+        self._write = _WRITERS[plan.transfer]
         #: Writes `table[image]` into its third argument, by something faster than numpy (cv2.LUT is three to six times as fast).
         self._look_up = look_up or _look_up
         self._table = None if plan.table is None else np.ascontiguousarray(plan.table.view(np.uint8))
@@ -172,22 +179,20 @@ class Filler:
 
     def fill(self, image: Array) -> Array:
         """The tensor for pixels: uint8, height x width x channels as the plan has them."""
-        match self._plan.transfer:
-            case Transfer.COPY:
-                if not np.may_share_memory(image, self.tensor):  # else they were written there
-                    np.copyto(self._image, image)
-            case Transfer.XOR:
-                np.bitwise_xor(image, np.uint8(128), out=self._image.view(np.uint8))
-            case Transfer.TABLE:
-                self._fill_by_table(image)
-            case Transfer.SCALE:
-                self._fill_by_scale(image)
+        self._write(self, image)
         return self.tensor
+
+    def _fill_by_copy(self, image: Array) -> None:
+        if not np.may_share_memory(image, self.tensor):  # else they were written there
+            np.copyto(self._image, image)
+
+    def _fill_by_xor(self, image: Array) -> None:
+        np.bitwise_xor(image, _SIGN_BIT, out=self._bytes)
 
     def _fill_by_table(self, image: Array) -> None:
         if self._table is None:
             raise RuntimeError("a plan with a table was expected")
-        out = self._image.view(np.uint8)
+        out = self._bytes
         if self._is_one_table:  # long rows, a third of the time of three channels with gaps
             rows = self._plan.height, self._plan.width * self._plan.channels
             self._look_up(image.reshape(rows), self._table[0], out.reshape(rows))
@@ -206,6 +211,14 @@ class Filler:
             np.multiply(pixels, factor, out=out, dtype=np.float32)
             if offset is not None:
                 np.add(out, offset, out=out)
+
+
+_WRITERS: dict[Transfer, Callable[[Filler, Array], None]] = {
+    Transfer.COPY: Filler._fill_by_copy,  # noqa: SLF001 - its own
+    Transfer.XOR: Filler._fill_by_xor,  # noqa: SLF001 - its own
+    Transfer.TABLE: Filler._fill_by_table,  # noqa: SLF001 - its own
+    Transfer.SCALE: Filler._fill_by_scale,  # noqa: SLF001 - its own
+}
 
 
 def _look_up(image: Array, table: Array, out: Array) -> None:

@@ -3,6 +3,7 @@
 import json
 import random
 import threading
+from array import array
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -54,15 +55,18 @@ def slower_by_chance(count: int, *, share: float = 0.01, confidence: float = 0.9
 
 
 class Latencies:
-    """The latest milliseconds per inference, in memory allocated once."""
+    """The latest milliseconds per inference, in memory allocated once; written without numpy, whose code models drive from the caches."""
 
     def __init__(self, size: int = LATENCIES) -> None:
-        self._values = np.zeros(size, np.float32)
+        self._size = size
+        self._kept = array("f", bytes(4 * size))
+        #: The same memory.
+        self._values = np.frombuffer(self._kept, np.float32)
         self._count = 0
 
     def add(self, milliseconds: float) -> None:
         """Remember one, forgetting the oldest when full."""
-        self._values[self._count % self._values.size] = milliseconds
+        self._kept[self._count % self._size] = milliseconds
         self._count += 1
 
     def p99(self) -> float | None:
@@ -169,7 +173,7 @@ class Model:
         self._latencies = Latencies()
         self._inferences = self._errors = self._invalid = 0
         #: Answers by best class, or by the number that they stand on.
-        self._answers = np.zeros(max(len(_labels_of(manifest)) + 1, _BUCKETS), np.int64)
+        self._answers = array("q", bytes(8 * max(len(_labels_of(manifest)) + 1, _BUCKETS)))
 
     @property
     def provider(self) -> str:
@@ -251,7 +255,7 @@ class Model:
 
     def count(self, line: str) -> LineCount:
         """Figures since activation."""
-        answers = int(self._answers.sum())
+        answers = sum(self._answers)
         return LineCount(
             line=line,
             folder=str(self.key.folder),
@@ -262,7 +266,7 @@ class Model:
             errors=self._errors,
             invalid=self._invalid,
             p99_ms=self._latencies.p99(),
-            top_share=float(self._answers.max()) / answers if answers else None,
+            top_share=max(self._answers) / answers if answers else None,
             refused=self._refused,
             threads=self._threads,
             share=self._backend.effective_provider.share_accelerated,
