@@ -5,13 +5,13 @@ and one at the end. Nothing here is part of the champions' health.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from agent.config import PipelineConfig, RuntimeConfig
 from agent.events.bodies import event_body
-from agent.inference.messages import ArmOrder, Prediction
+from agent.inference.messages import ArmOrder, Prediction, Sampled
 from agent.inference.process import InferenceProcess
 from agent.inference.shadow_messages import Candidate, Compared
 from agent.inference.shadow_pairs import ArmTally
@@ -62,10 +62,22 @@ class _Open:
 class Comparing:
     """Runs candidates on this device. `tick` is called by the control loop; the rest from any thread."""
 
-    def __init__(self, candidates: Candidates, inference: InferenceProcess, *, runtime: RuntimeConfig, device: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        candidates: Candidates,
+        inference: InferenceProcess,
+        *,
+        runtime: RuntimeConfig,
+        device: str,
+        clock: Clock,
+        on_row: Callable[[Sampled], None] = lambda _: None,
+        row_step: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        """`on_row`: takes what drift watches of candidates in the shadow; `row_step`: seconds between two rows, None: there are none."""
         self._candidates, self._inference = candidates, inference
         self._runtime, self._device, self._clock = runtime, device, clock
-        self._shadow = ShadowProcess(bring=inference.bring_shadow, on_compared=self._hear)
+        self._shadow = ShadowProcess(bring=inference.bring_shadow, on_compared=self._hear, on_row=on_row)
+        self._row_step = row_step
         self._lock = threading.Lock()
         self._plans: dict[tuple[str, str], CandidatePlan] = {}
         self._open: dict[_Key, _Open] = {}
@@ -145,7 +157,12 @@ class Comparing:
         share = min(self._runtime.shadow_cpu_max, cpu / 100)
         runtime = self._runtime
         self._shadow.configure(
-            tuple(found), providers=runtime.providers, threads=runtime.threads, cpu_share=share, priority=runtime.shadow_priority
+            tuple(found),
+            providers=runtime.providers,
+            threads=runtime.threads,
+            cpu_share=share,
+            priority=runtime.shadow_priority,
+            row_step_s=self._row_step(),
         )
 
     def _run_arms(self, wanted: dict[tuple[str, str], CandidatePlan], *, may_act: bool) -> None:

@@ -184,7 +184,15 @@ class Service:
         machine = self._make_machine(identity, beside, slots, candidate_store, CANDIDATE_DOWNLOADS, self._on_candidate_change)
         self.candidates = Candidates(machine, beside, self.store, clock=clock, is_busy=self.machine.is_open, lines=slots)
         device = identity.device if identity else ""
-        self.comparing = Comparing(self.candidates, self.inference, runtime=config.runtime, device=device, clock=clock)
+        self.comparing = Comparing(
+            self.candidates,
+            self.inference,
+            runtime=config.runtime,
+            device=device,
+            clock=clock,
+            on_row=self.drift.add,
+            row_step=self.drift.wished_step,
+        )
         self._joined = None if identity is None else self._join(identity)
         commands: dict[str, Command] = {
             "status": self.status,

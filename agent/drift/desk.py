@@ -78,8 +78,12 @@ class DriftDesk:
         """Per pipeline the seconds between two rows, 0: as the profile says; those that are not watched are not there."""
         if self._watch is not None:
             return self._watch.steps()
-        wished = float(self._settings.step_s or 0)
-        return {one.name: wished for one in self._pipelines} if self._settings.enabled else {}
+        wished = self.wished_step()
+        return {} if wished is None else {one.name: wished for one in self._pipelines}
+
+    def wished_step(self) -> float | None:
+        """Seconds between two rows as the settings have it, 0: as the profile says; None: nothing is to be watched."""
+        return float(self._settings.step_s or 0) if self._settings.enabled else None
 
     @property
     def revision(self) -> int:

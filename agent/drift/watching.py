@@ -74,7 +74,7 @@ class DriftWatch:
         self._sent_look_s = -SEND_LOOK_S
         self._faults: dict[str, str] = {}
         #: Per pipeline the grid that could not be had, the slot, and the sub-window: it is looked for again in the next one.
-        self._refused: dict[str, tuple[str, str, int]] = {}
+        self._refused: dict[tuple[str, int], tuple[str, str, int]] = {}
         #: Rows lost since the store was made: a crash, no time, no room, too late.
         self.lost = self._kept_lost = int(store.get_value(_LOST_VALUE) or 0)
         #: The sub-window of the latest tick.
@@ -163,16 +163,19 @@ class DriftWatch:
             return
         at_s = self._now_s() - (self._clock.monotonic() - row.at_s)
         wanted = (row.grid, row.folder, subwindow_of(at_s))
-        if self._refused.get(row.pipeline) == wanted:
+        if self._refused.get((row.pipeline, row.src)) == wanted:
             self._lose(1)
             return
         try:
             watched = self._find(row, subwindow_of(at_s))
         except (InvalidError, OSError) as error:
-            self._faults[row.pipeline], self._refused[row.pipeline] = str(error), wanted
+            self._refused[row.pipeline, row.src] = wanted
+            if not row.src:  # of a candidate in the shadow nobody is told: the release in use is watched all the same
+                self._faults[row.pipeline] = str(error)
             self._lose(1)
             return
-        self._faults.pop(row.pipeline, None)
+        if not row.src:
+            self._faults.pop(row.pipeline, None)
         watched.last_s, watched.is_missing = row.at_s, False
         self._choose_step(watched, row)
         try:
@@ -196,13 +199,13 @@ class DriftWatch:
 
     def _find(self, row: SampledRow, w0: int) -> Watched:
         """What the row belongs to. Raises: InvalidError, OSError when its grid cannot be had; DeviceError."""
-        subject = Subject(row.pipeline, row.model, row.grid)
+        subject = Subject(row.pipeline, row.model, row.grid, row.src)
         watched = self._watched.get(subject)
         if watched is None:
             grid = self._load_grid(row)
             watched = self._watched[subject] = self._remembered(subject, row, grid, w0)
             self.revision += 1
-        if self._current.get(row.pipeline) != subject:
+        if not subject.src and self._current.get(row.pipeline) != subject:
             self._current[row.pipeline] = subject
             self.revision += 1
         watched.line, watched.release = row.line, row.release
@@ -220,7 +223,7 @@ class DriftWatch:
             except (InvalidError, ValueError, TypeError, KeyError) as error:
                 log.warning("drift.forgotten pipeline=%s text=%s", subject.pipeline, str(error)[:200])
                 fresh.state, fresh.reference = CheckState(wished, since_w0=w0), None
-        else:
+        elif not subject.src:
             fresh.state = self._begun(subject, w0)
         if wished and fresh.state.step_s != wished:  # DRIFT 5.8: another step is another reference
             fresh.state, fresh.reference = CheckState(wished, since_w0=w0), None
@@ -315,7 +318,7 @@ class DriftWatch:
         except DeviceError:
             self._lose(window.rows)
             raise
-        if window.w0 // SUBWINDOWS_PER_DAY != watched.reviewed_day:
+        if window.w0 // SUBWINDOWS_PER_DAY != watched.reviewed_day and not watched.subject.src:  # a shadow's are counted and sent, no more
             watched.reviewed_day = window.w0 // SUBWINDOWS_PER_DAY
             self._review(watched, window.w0)
 
@@ -417,6 +420,8 @@ class DriftWatch:
 
     def _renew_when_asked(self, watched: Watched) -> None:
         """Begin anew where somebody took what is there now as normal, or at another step; take a reference that was brought."""
+        if watched.subject.src:
+            return
         settings, pipeline = self._settings, watched.subject.pipeline
         wished = float(settings.step_s or 0)
         now_w0 = subwindow_of(self._now_s())

@@ -136,6 +136,8 @@ class Sampled:
     fitting_step_s: int = 0
     #: Rows of the pipeline left out since the one before, because there was no time for them.
     skipped: int = 0
+    #: Who answered: 0 the active slot, 1 a candidate in the shadow (`protocol.sketches.codec.Source`).
+    src: int = 0
     kind: Literal["row"] = "row"
 
 

@@ -155,8 +155,10 @@ class RowSampler:
         budget: RowBudget,
         send: Callable[[Sampled], bool],
         chance: random.Random | None = None,
+        src: int = 0,
     ) -> None:
-        self._pipeline, self._line, self._clock, self._budget, self._send = pipeline, line, clock, budget, send
+        """`src`: who answers, as in `Sampled`."""
+        self._pipeline, self._line, self._clock, self._budget, self._send, self._src = pipeline, line, clock, budget, send, src
         self._chance = chance or random.Random()  # noqa: S311 - seeded by the system, anew in each process; guards nothing
         #: Seconds between two rows, 0: as the profile says; None: there are none. Set by another thread.
         self._step_s: float | None = None
@@ -260,6 +262,7 @@ class RowSampler:
                 fault=fault,
                 fitting_step_s=fitting_step_s,
                 skipped=skipped,
+                src=self._src,
             )
         )
         if not is_sent:

@@ -24,8 +24,9 @@ from agent.config import RuntimeConfig
 from agent.inference.link import Link, LinkClosedError
 from agent.inference.marks import Marks
 from agent.inference.memory import Memory
-from agent.inference.messages import Prediction
+from agent.inference.messages import Prediction, Sampled
 from agent.inference.model import Model, load_model
+from agent.inference.rows import RowBudget, RowSampler
 from agent.inference.shadow_budget import CpuBudget
 from agent.inference.shadow_feed import FREE
 from agent.inference.shadow_messages import (
@@ -47,14 +48,17 @@ from agent.inference.shadow_messages import (
 )
 from agent.inference.shadow_pairs import PairTally
 from agent.sources.base import Array
-from protocol.clock import SystemClock
+from protocol.clock import SystemClock, from_environment
 from protocol.errors import InvalidError, MooringError
+from protocol.sketches.codec import Source
 from runtime.base import BackendError
 
 #: The kernel kills this process for memory before all others of the unit (1000 is the most there is).
 OOM_SCORE = 1000
 #: Where SCHED_IDLE is refused, and for reads and writes, which follow it.
 NICENESS = 19
+#: Rows of what drift watches that wait for a beat; more are skipped, counted.
+MAX_ROWS = 64
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -78,10 +82,14 @@ class Shadow:
         self._buffer = np.frombuffer(mmap.mmap(memory, MAX_FRAME_BYTES, prot=mmap.PROT_READ), np.uint8)
         self._models: dict[str, Model] = {}
         self._indexes = {candidate.line: index for index, candidate in enumerate(brief.candidates)}
-        self._monotonic = SystemClock().monotonic
+        self._monotonic, self._clock = SystemClock().monotonic, from_environment(os.environ)
         self._pairs: dict[tuple[str, str], _Pair] = {}
         #: By pipeline, for stateful candidates: they see fewer frames than the champion, in the same order.
         self._memories: dict[str, Memory] = {}
+        #: Rows of what drift watches, by pipeline, within the shadow's own budget; those that were made since the last beat.
+        self._samplers: dict[str, RowSampler] = {}
+        self._rows: list[Sampled] = []
+        self._row_budget = RowBudget()
         self._told_s = self._paid_s = 0.0
 
     def load(self) -> None:
@@ -143,16 +151,40 @@ class Shadow:
         self._marks.inferring(self._indexes[champion.line], model.candidate)
         try:
             memory = self._memories.setdefault(champion.pipeline, Memory())
-            view, session = self._view(layout), champion.session
-            answer = model.infer(view, is_input=layout.is_input, size=layout.size, memory=memory, session=session)
+            view, session, sampler = self._view(layout), champion.session, self._sampler_of(champion)
+            watched = model.watched
+            if watched is not None and layout.is_input and watched.manifest.window is not None:
+                watched = None  # readings became an input before they came here
+            glimpse = sampler.begin(watched)
+            answer = model.infer(view, is_input=layout.is_input, size=layout.size, memory=memory, session=session, glimpse=glimpse)
         except (BackendError, InvalidError):
             pair.tally.failed(champion)
         else:
             lat_ms = (self._monotonic() - began_s) * 1000.0 + layout.prepared_ms
             told = replace(champion, release=model.release, lat_ms=lat_ms, task=answer.task, top=answer.top, boxes=answer.boxes)
             pair.tally.pair(champion, replace(told, value=answer.value, unit=answer.unit, is_anomaly=answer.is_anomaly))
+            if glimpse is not None:
+                sampler.finish(glimpse, session=session)
         finally:
             self._marks.inferring(self._indexes[champion.line], "")
+
+    def _sampler_of(self, champion: Prediction) -> RowSampler:
+        """What makes the rows of the champion's pipeline, as the candidate sees and answers it."""
+        found = self._samplers.get(champion.pipeline)
+        if found is None:
+            found = RowSampler(
+                champion.pipeline, champion.line, clock=self._clock, budget=self._row_budget, send=self._keep_row, src=Source.SHADOW
+            )
+            found.watch(self._brief.row_step_s)
+            self._samplers[champion.pipeline] = found
+        return found
+
+    def _keep_row(self, row: Sampled) -> bool:
+        """Until the next beat, when there is room."""
+        if len(self._rows) >= MAX_ROWS:
+            return False
+        self._rows.append(row)
+        return True
 
     def _view(self, layout: Layout) -> Array:
         dtype = np.dtype(layout.dtype)
@@ -181,7 +213,8 @@ class Shadow:
             for (pipeline, champion), pair in self._pairs.items()
         )
         self._pairs.clear()
-        self._say(ShadowBeat(compared, _rss_mb()))
+        rows, self._rows = tuple(self._rows), []
+        self._say(ShadowBeat(compared, _rss_mb(), rows))
 
     def _say(self, message: Said) -> None:
         self._link.send(SAID.dump_json(message))

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from agent.inference.messages import Prediction
+from agent.inference.messages import Prediction, Sampled
 from protocol.shadow import Comparison
 
 #: The largest frame that a shadow is given, bytes: 4K in three colors. The memory is only used as far as frames reach.
@@ -45,6 +45,8 @@ class ShadowBrief:
     beat_s: float
     #: "idle": it runs only when nobody else wants the processor.
     priority: Literal["idle", "normal"] = "idle"
+    #: Seconds between two rows of what drift watches of the candidates, 0: as their profiles say; None: none are made.
+    row_step_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,8 @@ class ShadowBeat:
 
     compared: tuple[Compared, ...]
     rss_mb: float
+    #: What drift watches of the candidates.
+    rows: tuple[Sampled, ...] = ()
     kind: Literal["beat"] = "beat"
 
 

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from agent.children import child_environment
 from agent.inference.link import Link, LinkClosedError
 from agent.inference.marks import Marks, new_memory
+from agent.inference.messages import Sampled
 from agent.inference.shadow_messages import (
     BRIEF,
     EXIT_NO_FEED,
@@ -64,8 +65,16 @@ BringFeed = Callable[[bytes, socket.socket, int], bool]
 class ShadowProcess:
     """Runs `python -m agent.inference.shadow` while there are candidates. All methods may be called from any thread."""
 
-    def __init__(self, *, bring: BringFeed, on_compared: Callable[[Compared], None], beat_s: float = 1.0, hang_s: float = HANG_S) -> None:
-        self._bring, self._on_compared, self._beat_s, self._hang_s = bring, on_compared, beat_s, hang_s
+    def __init__(
+        self,
+        *,
+        bring: BringFeed,
+        on_compared: Callable[[Compared], None],
+        on_row: Callable[[Sampled], None] = lambda _: None,
+        beat_s: float = 1.0,
+        hang_s: float = HANG_S,
+    ) -> None:
+        self._bring, self._on_compared, self._on_row, self._beat_s, self._hang_s = bring, on_compared, on_row, beat_s, hang_s
         self._system = SystemClock()
         self._lock = threading.Lock()
         self._changed, self._stopping = threading.Event(), threading.Event()
@@ -83,9 +92,10 @@ class ShadowProcess:
         threads: int = 1,
         cpu_share: float,
         priority: Literal["idle", "normal"] = "idle",
+        row_step_s: float | None = None,
     ) -> None:
         """Run exactly these candidates within this share of one core; another set means another process. None of them: no process."""
-        brief = ShadowBrief(candidates, providers, threads, cpu_share, self._beat_s, priority)
+        brief = ShadowBrief(candidates, providers, threads, cpu_share, self._beat_s, priority, row_step_s)
         with self._lock:
             if brief == self._wanted:
                 return
@@ -209,6 +219,8 @@ class ShadowProcess:
             case ShadowBeat():
                 for compared in message.compared:
                     self._on_compared(compared)
+                for row in message.rows:
+                    self._on_row(row)
             case ShadowFault():
                 with self._lock:
                     for candidate in child.brief.candidates:

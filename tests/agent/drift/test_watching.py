@@ -1,6 +1,8 @@
 """Rows become sub-windows and hours, whatever the clock, the power and the camera do; what cannot be counted is counted as lost."""
 
+import copy
 import sqlite3
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from simulators.drift_rows import make_grid, make_slot
 from agent.drift.sending import minute_of
 from agent.drift.store import Flag
 from protocol.messages import Ack
-from protocol.sketches.codec import CONDITION_CODES, decode
+from protocol.sketches.codec import CONDITION_CODES, Source, decode
 from protocol.sketches.counts import Sketcher
 
 
@@ -335,3 +337,49 @@ def test_lost_rows_are_written_once_a_sub_window_and_their_profile_is_looked_for
     assert len(written) == 2
     site.crash()
     assert site.watch.lost == 22
+
+
+def test_rows_of_a_candidate_in_the_shadow_are_counted_and_sent_beside_those_of_the_release_in_use(calibrated):
+    site = calibrated
+    shadow = copy.copy(site.world)
+    shadow.model, shadow.made = "c3" * 16, 10_000
+    champion = site.told().model
+    site.to_next_subwindow()
+    for shift in (0.0, 9.0):  # as far from anything known as can be: of a candidate that is no alarm
+        shadow.shift = shift
+        for _ in range(60):
+            site.clock.advance(50)
+            site.watch.take(site.world.row(site.clock.monotonic()))
+            site.watch.take(shadow.row(site.clock.monotonic(), src=1))
+            site.tick()
+    assert (site.told().model, site.told().state) == (champion, "ok")
+    assert [one.model for one in site.watch.pipelines()] == [champion]
+    site.idle(7200)
+    seen = [one for one in site.sketches() if one.src is Source.SHADOW]
+    assert {(one.model.hex(), one.nsub, one.reference_id) for one in seen} == {("c3" * 16, 6, None)}
+    assert 100 <= sum(one.counts.rows for one in seen) <= 120
+    assert all(np.isnan(one.scores).all() for one in seen)
+
+
+def test_a_candidate_whose_profile_cannot_be_read_is_no_condition_of_the_pipeline(site, tmp_path):
+    site.run(100)
+    site.watch.take(site.world.row(site.clock.monotonic(), src=1, grid="ee" * 16, folder=str(tmp_path / "nothing")))
+    site.tick()
+    assert "profile_invalid" not in site.codes()
+    lost = site.watch.lost
+    assert lost > 0
+    site.run(100)
+    assert site.told().model == site.world.model
+
+
+def test_what_was_counted_of_a_candidate_outlives_a_restart(site):
+    site.to_next_subwindow()
+    for _ in range(3):
+        site.clock.advance(50)
+        site.watch.take(site.world.row(site.clock.monotonic(), src=1))
+    site.restart()
+    site.watch.take(site.world.row(site.clock.monotonic(), src=1))
+    site.to_next_subwindow()
+    site.tick()
+    kept = site.rows.history(replace(site.subject, src=1), since=0, until=site.w0)
+    assert [row.rows for row in kept] == [4]

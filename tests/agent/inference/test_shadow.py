@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from processes import is_running
 from simulators.color_models import Trait, make_slot
+from simulators.drift_rows import bring_profile
 from simulators.videos import BLUE, GREEN, RED, write_video
 from waiting import wait_until
 
 from agent.config import PipelineConfig, RuntimeConfig
-from agent.inference.messages import ArmOrder, Prediction
+from agent.inference.messages import ArmOrder, Prediction, Sampled
 from agent.inference.process import InferenceProcess, Timings
 from agent.inference.shadow_messages import Candidate, Compared
 from agent.inference.shadow_process import ShadowProcess
@@ -34,17 +35,20 @@ class Site:
         self.inference = InferenceProcess(
             runtime=RuntimeConfig(hang_s=hang_s, slow_down=False), clock=SystemClock(), on_prediction=self.predictions.append, timings=QUICK
         )
-        self.shadow = ShadowProcess(bring=self.inference.bring_shadow, on_compared=self.compared.append, beat_s=0.05)
+        self.rows: list[Sampled] = []
+        self.shadow = ShadowProcess(
+            bring=self.inference.bring_shadow, on_compared=self.compared.append, on_row=self.rows.append, beat_s=0.05
+        )
 
     def begin(self, champion: Path) -> None:
         self.inference.start()
         self.inference.configure([self._pipeline])
         assert self.inference.activate("color", champion).ok
 
-    def cast(self, folder: Path, *, cpu_share: float = 0.5) -> Candidate:
+    def cast(self, folder: Path, *, cpu_share: float = 0.5, row_step_s: float | None = None) -> Candidate:
         """Run the candidate; not at the lowest priority, which would starve where all tests run."""
         candidate = Candidate("color", "2.0", str(folder), ("front",))
-        self.shadow.configure((candidate,), cpu_share=cpu_share, priority="normal")
+        self.shadow.configure((candidate,), cpu_share=cpu_share, priority="normal", row_step_s=row_step_s)
         return candidate
 
     def more(self, count: int = 10) -> Comparison:
@@ -97,6 +101,20 @@ def test_a_candidate_answers_the_champions_frames_and_is_never_acted_on(site: Si
     assert Path(f"/proc/{pid}/oom_score_adj").read_text().strip() == "1000"
     site.shadow.configure((), cpu_share=0.5)
     wait_until(lambda: not is_running(pid), what="the end of the shadow")
+    site.infers_on()
+
+
+def test_what_drift_watches_of_a_candidate_comes_beside_its_answers(site: Site, tmp_path: Path):
+    site.begin(make_slot(tmp_path / "a", release="1.0"))
+    folder = make_slot(tmp_path / "c", release="2.0", counter=2)
+    grid = bring_profile(folder)
+    site.cast(folder)
+    site.more(5)
+    assert site.rows == []  # nobody asked
+    site.cast(folder, row_step_s=0.0)
+    rows = wait_until(lambda: site.rows[:] if len(site.rows) > 2 else None, what="rows of the candidate")
+    assert {(one.pipeline, one.release, one.grid, one.src, one.fault) for one in rows} == {("front", "2.0", grid.grid_id.hex(), 1, "")}
+    assert all(one.quality is not None and len(one.values) > 0 and one.labels[0] in {"red", "green", "blue"} for one in rows)
     site.infers_on()
 
 
