@@ -126,6 +126,25 @@ def unconfirmed(
 
 
 @app.command()
+def candidate(device: str, pipeline: str, as_json: bool = JsonOption, server: str | None = ServerOption) -> None:
+    """Show what a candidate in the shadow sees and answers, against what its own release carries."""
+    with open_api(server) as api:
+        found = api.get(f"/devices/{device}/drift/{pipeline}/candidate")
+    if as_json:
+        output.document(found)
+        return
+    output.facts({"model": found["model"]})
+    columns: tuple[tuple[str, Any], ...] = (
+        ("FEATURE", lambda row: row["feature"]),
+        ("ROWS", lambda row: str(row["rows"])),
+        ("PSI", lambda row: f"{row['psi']:.2f}"),
+        ("JS", lambda row: f"{row['js']:.2f}"),
+        ("W1", lambda row: f"{row['w1']:.3f}"),
+    )
+    output.table(columns, found["distributions"], empty="No window in this time.")
+
+
+@app.command()
 def rebaseline(device: str, pipeline: str, yes: bool = YesOption, reason: str = ReasonOption, server: str | None = ServerOption) -> None:
     """Take what a device sees from now on as normal; for 14 days it raises no alarm."""
     with open_api(server) as api:

@@ -37,7 +37,7 @@ from fleet.monitoring.drift_profiles import find_profile, grids_of
 from fleet.monitoring.drift_tables import SeriesRow, Waiting
 from protocol.errors import NotFoundError
 from protocol.ids import DeviceId, TenantId
-from protocol.sketches.codec import decode
+from protocol.sketches.codec import Source, decode
 from protocol.sketches.counts import Counts, empty, summed
 from protocol.sketches.grid import Grid
 from protocol.sketches.profile import ModelProfile
@@ -116,6 +116,22 @@ def fleet_distributions(
         now = _counts_between(tx, chosen, grid, since, until)
         profile = find_profile(tx, tenant, chosen[0].model, grid_id)
     return _drawn(grid, profile.reference if profile else empty(grid), now, "model", feature)
+
+
+def candidate_distributions(
+    database: Database, tenant: TenantId, device: DeviceId, pipeline: str, *, since: datetime, until: datetime
+) -> tuple[str, list[Distribution]] | None:
+    """Of the candidate in the shadow: its model version, and its windows of [since, until) against what its own release carries.
+
+    None when none of that time came from one.
+    """
+    with database.reading() as tx:
+        row = drift_store.find_current(tx, tenant, device, pipeline, src=Source.SHADOW)
+        if row is None or drift_sums.moment_of(row.next_w0) <= since:
+            return None
+        grid = get_grid(tx, tenant, row.grid_id)
+        now, (reference, whose) = _counts_between(tx, [row], grid, since, until), _reference_counts(tx, row, grid)
+    return row.model, _drawn(grid, reference, now, whose, None)
 
 
 def timeline(database: Database, tenant: TenantId, device: DeviceId, pipeline: str, *, since: datetime, until: datetime) -> list[TimePoint]:

@@ -129,9 +129,9 @@ def count_series(tx: db.Connection, tenant: TenantId, devices: Collection[Device
     return found
 
 
-def find_current(tx: db.Connection, tenant: TenantId, device: DeviceId, pipeline: str) -> SeriesRow | None:
-    """The series that the pipeline writes now, see `current_of`; None when it never sent one."""
-    return next(iter(current_of(tx, tenant, list_series(tx, tenant, devices=[device], pipeline=pipeline))), None)
+def find_current(tx: db.Connection, tenant: TenantId, device: DeviceId, pipeline: str, *, src: int = 0) -> SeriesRow | None:
+    """The series that the pipeline writes now, see `current_of`; None when it never sent one. `src`: 1 of a candidate in the shadow."""
+    return next(iter(current_of(tx, tenant, list_series(tx, tenant, devices=[device], pipeline=pipeline, src=src))), None)
 
 
 def current_of(tx: db.Connection, tenant: TenantId, rows: Sequence[SeriesRow]) -> list[SeriesRow]:

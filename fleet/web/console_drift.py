@@ -279,9 +279,16 @@ def _pipeline_view(request: Request, caller: Caller, device: str, pipeline: str,
     accuracy = drift_reading.accuracy_range(database, tenant, name, pipeline, since=since, until=now)
     found = drift_service.get_alarm(database, tenant, row.alarm) if row.alarm else None
     shown = _distributions(request, caller, name, pipeline, since=since, until=now, feature=feature)
-    rate = drift_reading.own_rate(database, tenant, name)
+    beside = drift_reading.candidate_distributions(database, tenant, name, pipeline, since=since, until=now)
     return drift_views.pipeline_drift(
-        row, points=points, accuracy=accuracy, distributions=shown, feature=feature, alarm=found, own_rate=rate
+        row,
+        points=points,
+        accuracy=accuracy,
+        distributions=shown,
+        feature=feature,
+        alarm=found,
+        own_rate=drift_reading.own_rate(database, tenant, name),
+        candidate=() if beside is None else beside[1],
     )
 
 

@@ -211,6 +211,9 @@ class PipelineDrift:
     features: tuple[str, ...]
     feature: str
     facts: tuple[tuple[str, str], ...]
+    #: What a candidate in the shadow sees and answers beside it: feature, rows, and how far each is from what its own release carries:
+    #: (W1 of the release in use, W1 of the candidate).
+    candidate: tuple[tuple[str, int, str, str], ...] = ()
 
 
 def heat_map(rows: Sequence[OverviewRow], waiting: Sequence[Waiting] = ()) -> HeatMap:
@@ -253,7 +256,7 @@ def accuracy_view(found: AccuracyRange) -> AccuracyView:
         Trust.NOT_TRUSTED: (
             "not trusted",
             "",
-            "Estimates without labels can be too high by far here. Only labels tell; no gate uses this range.",
+            "Estimates without labels can be wrong by far here. Only labels tell; no gate uses this range.",
         ),
     }
     name, kind, said = words[found.trust]
@@ -462,8 +465,12 @@ def pipeline_drift(
     feature: str,
     alarm: Alarm | None,
     own_rate: float | None = None,
+    candidate: Sequence[Distribution] = (),
 ) -> PipelineDrift:
-    """The drift page of one pipeline; without a feature asked for, the distributions of what moved most."""
+    """The drift page of one pipeline; without a feature asked for, the distributions of what moved most.
+
+    `candidate`: of the candidate in the shadow, all features.
+    """
     state = row.state
     by_name = {one.feature: one for one in distributions}
     order = sorted(row.cells, key=lambda cell: (1.0 if cell.p is None else cell.p, -abs(cell.place or 0.0)))
@@ -490,6 +497,9 @@ def pipeline_drift(
         features=tuple(cell.feature for cell in row.cells),
         feature=feature,
         facts=facts,
+        candidate=tuple(
+            (one.feature, one.rows, number(by_name[one.feature].w1) if one.feature in by_name else "–", number(one.w1)) for one in candidate
+        ),
     )
 
 

@@ -19,7 +19,7 @@ from fleet.web import rest
 from fleet.web.admin.bodies import Body, ReasonBody, Since, Until, utc
 from fleet.web.auth import Caller, require, services_of
 from fleet.web.rest import IdempotentRoute
-from protocol.errors import InvalidError
+from protocol.errors import InvalidError, NotFoundError
 from protocol.ids import DeviceId, DeviceTypeName, GroupName, SiteName
 
 router = APIRouter(tags=["drift"], route_class=IdempotentRoute)
@@ -127,6 +127,19 @@ def pipeline_drift(request: Request, device: str, pipeline: str, caller: SeesDri
             "distributions": [distribution_json(one) for one in drawn],
         }
     )
+
+
+@router.get("/devices/{device}/drift/{pipeline}/candidate")
+def candidate_drift(request: Request, device: str, pipeline: str, caller: SeesDrift, since: Since = None, until: Until = None) -> Response:
+    """What the candidate in the shadow sees and answers beside it: the same features against what its own release carries."""
+    start, end = _span(request, since, until)
+    found = drift_reading.candidate_distributions(
+        services_of(request).database, caller.tenant, DeviceId(device), pipeline, since=start, until=end
+    )
+    if found is None:
+        hint = "They come once an hour from a candidate whose release has a reference profile, while it runs in the shadow."
+        raise NotFoundError(f"No candidate in the shadow of {pipeline[:80]!r} of {device[:80]} sent sketches in this time.", hint=hint)
+    return rest.one({"model": found[0], "distributions": [distribution_json(one) for one in found[1]]})
 
 
 @router.get("/devices/{device}/drift/{pipeline}/timeline")

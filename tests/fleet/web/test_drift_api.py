@@ -7,18 +7,23 @@ from types import SimpleNamespace
 import pytest
 from console_site import ConsoleSite, running_site
 from simulators.clock import FakeClock
-from simulators.darker_camera import add_drift
+from simulators.darker_camera import add_drift, release_profile
 from simulators.messages import body, incoming
-from simulators.sketches import SketchDevice
+from simulators.sketches import SketchDevice, add_profile
 from simulators.sketches import profile as sketch_profile
 
 import fleet.cli
 from fleet.web.admin import alarms, drift
 from protocol.clock import to_unix_ms
-from protocol.sketches.codec import SUBWINDOW_MS
+from protocol.sketches.codec import SUBWINDOW_MS, Source
 
 #: A pipeline whose grid no release of the server brought.
 STRAY = SketchDevice(device="cam-1", pipeline="stray", grid=replace(sketch_profile().grid, made_at_ms=2))
+
+#: The shadow beside the pipeline that is watched.
+CANDIDATE = SketchDevice(
+    device="cam-1", pipeline="front", model=bytes.fromhex("c4" * 16), source=Source.SHADOW, grid=release_profile().grid
+)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +108,24 @@ def test_an_alarm_that_only_the_device_knows_is_shown_unconfirmed_by_api_command
     page = site.browser("una").get("/alarms").text
     assert "cam-1 / stray says that it crossed in the ten minutes from" in page
     assert "1 alarm of devices unconfirmed." in page
+
+
+def test_what_a_candidate_in_the_shadow_sees_stands_beside_the_release_in_use(run, site):
+    vera, database, now_ms = site.tokens.vera, site.ground.database, to_unix_ms(site.services.clock.now())
+    path = "/devices/cam-1/drift/front/candidate"
+    assert vera.get(path).status_code == 404
+    before = vera.get("/drift").json()["items"]
+    add_profile(database, release_profile(), model=CANDIDATE.model)
+    site.ingest(CANDIDATE.message(CANDIDATE.hour(now_ms // SUBWINDOW_MS // 6 * 6 - 6)))
+    found = vera.get(path).json()
+    assert found["model"] == CANDIDATE.model.hex()
+    assert {(one["rows"], one["reference_of"]) for one in found["distributions"]} == {(600, "model")}
+    assert all(one["w1"] < 0.05 for one in found["distributions"])
+    assert "image.brightness" in run("drift", "candidate", "cam-1", "front")[1]
+    assert vera.get("/drift").json()["items"] == before, "of what devices act on nothing changed"
+    site.person("cara", "viewer")
+    page = site.browser("cara").get("/drift/cam-1/front").text
+    assert "Candidate in the shadow" in page
 
 
 def test_a_viewer_changes_nothing(site):
