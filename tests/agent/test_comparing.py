@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from simulators.color_models import SIDE, make_slot
+from simulators.drift_rows import bring_profile
 from simulators.videos import BLUE, GREEN, RED, write_video
 from waiting import PATIENCE_S, wait_until
 
 from agent.config import AgentConfig
+from agent.drift.store import DriftStore
 from agent.service import Service
 from agent.slots import SlotContent, SlotFile, Slots
 from agent.update.assignment import Assignment, CandidateRun, LineOffer, OfferedFile
@@ -53,9 +55,11 @@ class Device:
         slots.activate(LINE, slot.name)
         slots.commit(LINE)
 
-    def candidate(self, run: CandidateRun) -> Assignment:
+    def candidate(self, run: CandidateRun, *, has_profile: bool = False) -> Assignment:
         """What the director would say; the files are here already, as after a download."""
         folder = make_slot(self.folder / "candidate", release="2.0", counter=2)
+        if has_profile:
+            bring_profile(folder)
         (folder / "golden.cbor").write_bytes(encode(goldens()))
         downloads = self.config.state_dir / CANDIDATE_DOWNLOADS
         downloads.mkdir(parents=True, exist_ok=True)
@@ -128,6 +132,18 @@ def test_a_shadow_is_installed_compared_reported_and_gone_when_the_assignment_en
     wait_until(lambda: service.candidates.slot_reports() == [], what="the candidate's slot to be freed")
     wait_until(lambda: [r.reason for r in one.reports() if r.state == "ended"] == ["assignment_ended"], what="the last report")
     assert service.machine.state_of(LINE).installed == "1.0"
+
+
+def test_drift_of_a_candidate_in_the_shadow_is_counted_by_the_control_process(device):
+    one = device()
+    assignment = one.candidate(SHADOW, has_profile=True)
+    one.tell(assignment)
+    (model,) = (file.sha256.removeprefix("sha256:")[:32] for file in assignment.candidates[0].files if file.name == "model.onnx")
+    rows = DriftStore(one.service.store, SystemClock())
+    subjects = wait_until(lambda: {row.subject for row in rows.open_windows()}, what="a sub-window of the candidate")
+    assert {(subject.pipeline, subject.model, subject.src) for subject in subjects} == {("front", model, 1)}
+    assert one.service.drift.body()["state"] == "ok"
+    assert "profile_invalid" not in {code for code, _, _ in one.service.drift.findings()}
 
 
 def test_two_releases_in_turn_are_both_counted_and_each_answer_says_whose_it_is(device):
