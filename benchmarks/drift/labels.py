@@ -39,6 +39,8 @@ OF_WINDOW, OF_PLACE, OF_DAMAGE = 1100, MAX_ROWS // MAX_PLACES, DAMAGED_OF_PLACE
 #: Rows of a window of few things: an hour.
 HOUR = 3600
 TAKES = 2
+#: Concentrations of the chances of classes, where the study looks at other mixes of things.
+MIXES = (200, 20, 5, 2)
 #: Rows that are kept between runs. Another form is another name.
 _PLACES, _WINDOWS = banks.CACHE / "places-2.npz", "windows-1"
 #: Code that decides what is estimated and believed.
@@ -124,6 +126,44 @@ def judged(cameras: Sequence[int]) -> list[Estimated]:
     return _each("labels", make, cameras)
 
 
+def study(cameras: Sequence[int]) -> list[Estimated]:
+    """Windows of these cameras of the study, by profiles without the places before their pictures: what is chosen is chosen on."""
+
+    def make(index: int) -> list[Estimated]:
+        left_out = profile(without=_picture(index))
+        return [_estimated(left_out, rows, shift) for shift, takes in windows("study", index).items() for rows in takes]
+
+    return _each("labels-study", make, cameras)
+
+
+def study_places(cameras: Sequence[int]) -> list[Estimated]:
+    """Each place of the release before the pictures of these cameras as one window of all its rows, by profiles without the picture."""
+
+    def make(index: int) -> list[Estimated]:
+        left_out, its = (
+            profile(without=_picture(index)),
+            {name: rows for name, rows in places().items() if name.startswith(f"{_picture(index)}/")},
+        )
+        return [_estimated(left_out, _joined(list(rows.values())), "all") for rows in its.values()]
+
+    return _each("labels-places", make, cameras)
+
+
+def study_mixes(cameras: Sequence[int]) -> list[Estimated]:
+    """As `study`, with other chances of the classes in each window: "mix 20" is of a Dirichlet distribution with 20 for each class."""
+
+    def make(index: int) -> list[Estimated]:
+        left_out, rng, found = profile(without=_picture(index)), np.random.default_rng([77, 5, index]), []
+        for takes in windows("study", index).values():
+            for concentration in MIXES:
+                weights = rng.dirichlet(np.full(len(KNOWN), concentration))[takes[0].truth]
+                chosen = rng.choice(len(weights), OF_WINDOW, p=weights / weights.sum())
+                found.append(_estimated(left_out, _some(takes[0], chosen), f"mix {concentration}"))
+        return found
+
+    return _each("labels-mixes", make, cameras)
+
+
 def few_things(cameras: Sequence[int]) -> list[Estimated]:
     """Hours of these cameras of the test in which the 44 or 88 things of their banks pass again and again, each row drawn alone."""
 
@@ -138,6 +178,10 @@ def few_things(cameras: Sequence[int]) -> list[Estimated]:
 @cache
 def _released() -> ModelProfile:
     return profile()
+
+
+def _picture(index: int) -> str:
+    return banks.roster("study")[index][1].partition("/")[0]
 
 
 def _each(name: str, make: Callable[[int], list[Estimated]], cameras: Sequence[int]) -> list[Estimated]:
@@ -211,6 +255,13 @@ def _rows_of(numbers: npt.NDArray[np.float32], answers: npt.NDArray[np.generic],
     answered = answers.astype(np.int64)
     labels = tuple((KNOWN[answer],) for answer in answered.tolist())
     return Rows(NAMES, numbers, labels, KNOWN, answered, truth.astype(np.int64), places=(place,) * len(answered))
+
+
+def _some(rows: Rows, chosen: npt.NDArray[np.int64]) -> Rows:
+    assert rows.answered is not None
+    assert rows.truth is not None
+    assert rows.places is not None
+    return _rows_of(rows.values[chosen], rows.answered[chosen], rows.truth[chosen], rows.places[0])
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:

@@ -205,9 +205,31 @@ def _estimates(plan: Plan) -> tuple[list[Row], dict[str, object]]:
         "accuracy by camera": {scene: float(np.mean([one.truth for one in its])) for scene, its in by_scene.items()},
         "mean error of the middle of the three, not corrected": float(np.mean([abs(one.middle - one.truth) for one in found])),
         "the same in hours of 44 to 88 things": float(np.mean([abs(one.middle - one.truth) for one in few])),
+        "study, pictures left out": _chosen_on(range(plan.cameras)),
         "why the flag is off": dict(Counter(one.reason.partition(":")[0] for one in found if not one.is_on)),
     }
     return rows, details
+
+
+def _chosen_on(cameras: Sequence[int]) -> dict[str, object]:
+    """What the study says of the same, by which everything was chosen."""
+    kinds = {"windows": labels.study(cameras), "places": labels.study_places(cameras)}
+    mixed = labels.study_mixes(cameras)
+    kinds |= {name: [one for one in mixed if one.shift == name] for name in dict.fromkeys(one.shift for one in mixed)}
+    return {
+        name: {
+            "windows": len(its),
+            "mean error": float(np.mean([one.error for one in its])),
+            "mean error of the middle": float(np.mean([abs(one.middle - one.truth) for one in its])),
+            "wrong by more than 5 points, of them off": [
+                sum(one.error > 0.05 for one in its),
+                sum(one.error > 0.05 and not one.is_on for one in its),
+            ],
+            "right within 3, of them on": [sum(one.error <= 0.03 for one in its), sum(one.error <= 0.03 and one.is_on for one in its)],
+            "on": sum(one.is_on for one in its),
+        }
+        for name, its in kinds.items()
+    }
 
 
 def _part(what: str, held: Sequence[bool], unit: str, target: str) -> Row:
