@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.drift import costs, fleet, frames, group, labels, singles, validation
-from benchmarks.drift.bank import CACHE
+from benchmarks.drift.bank import CACHE, roster
 from benchmarks.drift.outcomes import Outcome
 from benchmarks.drift.world import WINDOWS
 from benchmarks.record import Row
@@ -205,9 +205,10 @@ def _estimates(plan: Plan) -> tuple[list[Row], dict[str, object]]:
         "accuracy by camera": {scene: float(np.mean([one.truth for one in its])) for scene, its in by_scene.items()},
         "mean error of the middle of the three, not corrected": float(np.mean([abs(one.middle - one.truth) for one in found])),
         "the same in hours of 44 to 88 things": float(np.mean([abs(one.middle - one.truth) for one in few])),
-        "study, pictures left out": _chosen_on(range(plan.cameras)),
         "why the flag is off": dict(Counter(one.reason.partition(":")[0] for one in found if not one.is_on)),
     }
+    if plan.cameras == len(roster("study")):  # minutes of frames: nothing for a quick look
+        details["study, pictures left out"] = _chosen_on(range(plan.cameras))
     return rows, details
 
 
