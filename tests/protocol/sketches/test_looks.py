@@ -16,6 +16,7 @@ from protocol.sketches.looks import (
     HOURLY_LOOKS,
     LOOKS,
     ONE_CLOUD,
+    PRIOR_WINDOWS,
     Look,
     LookReference,
     Modes,
@@ -117,6 +118,15 @@ def test_what_looks_come_to_together_is_what_the_study_found_and_rare_values_sta
     frequent = np.array([0.01, 0.3, 1.0])
     assert calibrated(frequent) == pytest.approx(frequent * at_most[-1] / by_sum[-1])
     assert np.isnan(calibrated(np.array([np.nan]))).all()
+
+
+def test_modes_of_longer_means_are_drawn_further_towards_all_for_four_weeks_hold_fewer_of_them(looks):
+    for one in looks:
+        if isinstance(one.modes, Modes):
+            windows = 28 * DAY - np.floor(0.2 * one.look.subwindows)  # of the first stretch a fifth may be missing
+            prior = PRIOR_WINDOWS * np.sqrt(one.look.subwindows)
+            wanted = prior / (one.modes.shares * windows + prior)
+            assert [cloud.shrinkage for cloud in one.modes.clouds] == pytest.approx(wanted, rel=0.01)
 
 
 # --- what is seen ---
