@@ -23,8 +23,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 from simulators import messages
 from simulators.calls import jpeg
-from simulators.darker_camera import add_drift
+from simulators.darker_camera import add_drift, release_profile
 from simulators.enrolling import EnrollingDevice
+from simulators.sketches import SketchDevice, add_profile
 from simulators.webhook import webhook_server
 from waiting import PATIENCE_S, wait_until
 
@@ -34,6 +35,7 @@ from fleet.monitoring.drift_model import Alarm
 from fleet.monitoring.ingest import IngestRules, ingest_batch
 from protocol.clock import SystemClock, to_unix_ms
 from protocol.ids import DEFAULT_TENANT
+from protocol.sketches.codec import SUBWINDOW_MS, Source
 from protocol.snapshots import SnapshotAnswer
 
 pytestmark = [pytest.mark.needs_browser, pytest.mark.needs_broker]
@@ -214,7 +216,16 @@ def alarm(server: Server, speaker: Speaker) -> Iterator[Alarm]:
         rules = IngestRules(lambda _tx, _tenant, devices: set(devices), tenant=DEFAULT_TENANT)
         assert not ingest_batch(database, list(batch), rules=rules, now=clock.now()).rejected
 
-    yield add_drift(database, ingest, DEVICE, now=clock.now())
+    made = add_drift(database, ingest, DEVICE, now=clock.now())
+    # beside it an hour of a candidate in the shadow, and an alarm of which the device alone knows
+    now_ms, candidate = to_unix_ms(clock.now()), bytes.fromhex("c4" * 16)
+    add_profile(database, release_profile(), model=candidate)
+    shadow = SketchDevice(device=DEVICE, model=candidate, source=Source.SHADOW, grid=release_profile().grid)
+    ingest(shadow.message(shadow.hour(now_ms // SUBWINDOW_MS // 6 * 6 - 6)))
+    claim = {"pipeline": "back", "line": "digits", "model": "ab" * 16, "state": "raised", "raised_at": now_ms - 7_200_000, "stretch": 6}
+    told = messages.body(1, ts=now_ms, state="raised", check="device", pipelines=[claim])
+    ingest(messages.incoming(f"mooring/1/t0/d/{DEVICE}/drift", told))
+    yield made
     database.dispose()
 
 
@@ -386,12 +397,14 @@ def test_axe_finds_nothing_on_any_page(browser: Browser, server: Server, speaker
         ],
         "maria": ["/models/digits/1.0", "/approvals", f"/approvals/{approvals[0]}", "/audit?verify=1", "/account", "/devices/nope"],
     }
+    shown = {"/alarms": "Unconfirmed", f"/drift/{DEVICE}/front": "Candidate in the shadow"}
     for name, own in paths.items():
         with visit(browser, server, name, scheme=scheme, for_axe=True) as (page, _):
             for path in own:
                 page.goto(server.url + path)
                 page.wait_for_load_state("load")
                 assert violations(page) == [], path
+                assert page.get_by_role("heading", name=shown[path]).is_visible() if path in shown else True
     context = new_context(browser, color_scheme=scheme, bypass_csp=True)
     page = context.new_page()
     page.goto(f"{server.url}/login")
