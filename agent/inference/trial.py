@@ -47,7 +47,7 @@ def run_trial(trial: Trial) -> SelfTest:
     Code "crashed" or "timeout" when the child itself died or was killed. Raises: OSError when it cannot be started.
     """
     timeout_s = _MOST_CANDIDATES * trial.timeout_s + _TUNING_FACTOR * trial.runtime.autotune_s + _TUNING_MARGIN_S
-    command = [sys.executable, "-m", "agent.inference.trial", logging.getLevelName(logging.getLogger().level)]
+    command = [sys.executable, "-m", "agent.inference.trial", str(logging.getLogger().level)]
     end = run_bounded(command, timeout_s=timeout_s, limit=_MAX_ANSWER_BYTES, given=json.dumps(_document(trial)).encode())
     if end.is_overdue:
         return SelfTest(ok=False, code="timeout", text=f"The self-test was not over within {timeout_s:.0f} s.")
@@ -97,8 +97,8 @@ def _try(trial: Trial) -> SelfTest:
 
 
 def main(arguments: list[str]) -> int:
-    """Be the child; the argument is the level of the log, which goes to standard error."""
-    logging.basicConfig(stream=sys.stderr, level=arguments[0], format="%(levelname)s %(name)s %(message)s")
+    """Be the child; the argument is the level of the log as a number; the log goes to standard error."""
+    logging.basicConfig(stream=sys.stderr, level=int(arguments[0]), format="%(levelname)s %(name)s %(message)s")
     try:
         trial = _trial_of(json.load(sys.stdin))
     except (ValueError, TypeError, KeyError) as error:
