@@ -222,16 +222,16 @@ class Rebuilding:
                 of_kind[tensor.kind].append(index)
         if of_kind[Kind.OTHER]:
             raise DeltaError("The delta tells a tensor by numbers that can only be told by bytes.")
+        small = of_kind[Kind.I8] + of_kind[Kind.U8]
+        packed_ = [index for index in small if told[index] in self.packed]
+        if self.plan.rides and not packed_:
+            self.streams.bits.more = self.symbols.finish
         self._lay_out(varying)
         floats = of_kind[Kind.F32] + of_kind[Kind.F16]
         self._write_numbers(of_kind[Kind.I64])
         self._write_numbers([index for index in floats if index not in links.product_of])
         self._write_numbers([index for index in floats if index in links.product_of])
         self._write_numbers(of_kind[Kind.I32])
-        small = of_kind[Kind.I8] + of_kind[Kind.U8]
-        packed_ = [index for index in small if told[index] in self.packed]
-        if self.plan.rides and not packed_:
-            self.streams.bits.more = self.symbols.finish
         self._take_drifts()
         self._take_row_classes(sorted([index for index in small if told[index] == self.plan.rows_told]))
         self._write_numbers([index for index in small if told[index] not in self.packed])

@@ -194,6 +194,18 @@ def test_rows_that_changed_here_and_there_are_packed_by_rows(tmp_path: Path):
     assert (tmp_path / "out").read_bytes() == after
 
 
+@pytest.mark.parametrize("type_", [np.float32, np.float16, np.int8])
+def test_raw_bits_of_the_last_numbers_ride_whatever_kind_they_are_of(tmp_path: Path, type_):
+    random = np.random.default_rng(4)
+    values = random.normal(0, 40, 3000).astype(type_)
+    moved = (values + random.normal(0, 30, 3000)).astype(type_)
+    before, after = (models.onnx_bytes(models.weights(), extra={"last": one}) for one in (values, moved))
+    base, delta = written(tmp_path, before, after, built(tmp_path, before, after, is_packed=False))
+    assert plan_of(before, after, delta).rides
+    apply(delta, base, tmp_path / "out", max_new_bytes=LIMIT)
+    assert (tmp_path / "out").read_bytes() == after
+
+
 def plan_of(before: bytes, after: bytes, delta: Path) -> Plan:
     """The plan of a delta between files of the same tensors."""
     scan = rebuild.scan_onnx(before)
