@@ -16,7 +16,7 @@ _STEP_S, _LANE_S, _SCALAR_S = 10e-6, 6e-9, 0.3e-6
 _START_WASTE = 0.51
 #: Decoded bytes a second that the device shall reach, and how much a share of that time weighs against the same share of the delta's size.
 #: A smaller file counts as one of `_SMALL_BYTES`: opening and syncing take its time, whatever the coders do
-_WANTED_RATE, _TIME_WEIGHT, _SMALL_BYTES = 50e6, 0.65, 200_000
+_WANTED_RATE, _TIME_WEIGHT, _SMALL_BYTES = 50e6, 0.25, 200_000
 #: What a delta costs to deliver besides its symbols, bytes: header, plan, and the request for it.
 _FELT_BYTES = 1500
 
