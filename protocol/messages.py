@@ -21,6 +21,15 @@ class Wire(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, defer_build=True)
 
 
+class Asked(Wire):
+    """Base of what the server reads from requests: built at once.
+
+    The web framework wraps it before its first use, and would build what it wrapped then, with a warning in the log.
+    """
+
+    model_config = ConfigDict(defer_build=False)
+
+
 # --- the envelope of every device message (INTERFACES 1.1) ---
 
 
@@ -470,7 +479,7 @@ class RpcReply(Envelope):
 # --- HTTPS device API (INTERFACES 2.1) ---
 
 
-class EnrollRequest(Wire):
+class EnrollRequest(Asked):
     """POST /enroll/v1. `sealing_signature`, made with the CSR's key over the raw bytes of `sealing_key`, binds the two."""
 
     v: Literal[1] = SCHEMA_MAJOR
@@ -510,7 +519,7 @@ class EnrollResponse(Wire):
     director_root: Annotated[str, StringConstraints(max_length=700_000)]
 
 
-class CertificateRequest(Wire):
+class CertificateRequest(Asked):
     """POST /device/v1/certificate: renewal over the certificate in use; the key may be new."""
 
     v: Literal[1] = SCHEMA_MAJOR
@@ -562,7 +571,7 @@ class DsseSignature(Wire):
     sig: ShortText
 
 
-class DsseEnvelope(Wire):
+class DsseEnvelope(Asked):
     """DSSE v1.0 envelope (github.com/secure-systems-lab/dsse): POST /device/v1/report."""
 
     payload: Annotated[str, StringConstraints(max_length=200_000)]

@@ -33,6 +33,7 @@ def test_a_field_from_the_future_is_ignored(path: Path):
 def test_every_top_level_message_has_a_recording():
     recorded = {_model(path).__name__ for path in RECORDED}
     parts = {
+        "Asked",
         "Wire",
         "Envelope",
         "RuntimeInfo",
