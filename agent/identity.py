@@ -308,6 +308,9 @@ def open_client(
 @contextmanager
 def _without_its_command_line() -> Iterator[None]:
     """The first import of httpx in the block leaves out `httpx._main`, with click, rich and pygments: 4 MiB that no agent needs."""
+    if "httpx" in sys.modules:
+        yield
+        return
     sys.modules["httpx._main"] = None  # type: ignore[assignment]  # the import system's mark of what is not to be found
     try:
         yield

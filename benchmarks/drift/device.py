@@ -334,7 +334,7 @@ def _sketch_an_hour(folder: Path, lines: list[bytes]) -> int:
     """An hour of rows into counts, a window of each ten minutes."""
     import numpy as np
 
-    from protocol.sketches.codec import SketchWindow, encode
+    from protocol.sketches.codec import SketchWindow, Source, encode
     from protocol.sketches.counts import Sketcher
     from protocol.sketches.grid import decode_grid
 
@@ -347,7 +347,7 @@ def _sketch_an_hour(folder: Path, lines: list[bytes]) -> int:
             counts = sketcher.take()
             made += counts.rows
             scores = np.array([np.nan], np.float32)
-            encode(SketchWindow("front", grid.grid_id, bytes(16), 0, w0 + made, 1, 1, counts, scores))  # type: ignore[arg-type]
+            encode(SketchWindow("front", grid.grid_id, bytes(16), Source.ACTIVE, w0 + made, 1, 1, counts, scores))
     return made
 
 
