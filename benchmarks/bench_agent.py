@@ -102,7 +102,7 @@ def start_rows(slots: Slots) -> list[Row]:
         firsts: list[dict[str, float]] = []
 
         def bare_cpu(slot: Path = slot, firsts: list[dict[str, float]] = firsts) -> float:
-            firsts.append(whole.peer("first", slot))
+            firsts.append(whole.first(slot))
             return firsts[-1]["cpu_s"]
 
         cold, bare = interleave(ROUNDS, lambda slot=slot: whole.cold_start(slot, VIDEO), bare_cpu)  # type: ignore[misc]  # bound early
@@ -118,7 +118,7 @@ def start_rows(slots: Slots) -> list[Row]:
 def unit_rows(mosquitto: Path, root: Path) -> list[Row]:
     """All processes of an agent that is enrolled, connected and infers, beyond what the inference process may take."""
     slot = DIGITS / "models" / "1.1" / "tflite"
-    bare = whole.peer("first", slot)["pss_mib"]
+    bare = whole.first(slot)["pss_mib"]
     with World(root / "w", environment={"MOORING_BROKER__MOSQUITTO": str(mosquitto)}) as world:
         unit = whole.unit_pss(world, SECONDS)
     target = f"<= {MIB_FOR_CONTROL:g}"

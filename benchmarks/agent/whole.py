@@ -259,30 +259,6 @@ def bare_infer(slot: Path, seconds: float, fps: float = 0.0) -> tuple[float, flo
     return used.frames / seconds, used.cpu_s / (seconds if not fps else elapsed_s)
 
 
-def bare_first(slot: Path) -> None:
-    """What a script does for its first answer: import numpy and the runtime, load, infer once. No line of ours."""
-    import numpy as np
-
-    tflite, onnx = slot / "model.tflite", slot / "model.onnx"
-    if tflite.exists():
-        from ai_edge_litert.interpreter import Interpreter
-
-        interpreter = Interpreter(model_path=str(tflite), num_threads=1)
-        interpreter.allocate_tensors()
-        (details,) = interpreter.get_input_details()
-        interpreter.set_tensor(details["index"], np.zeros(details["shape"], details["dtype"]))
-        interpreter.invoke()
-        interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-        return
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
-    inputs = {one.name: [size if isinstance(size, int) else 1 for size in one.shape] for one in session.get_inputs()}  # an open batch is 1
-    session.run(None, {name: np.zeros(shape, np.float32) for name, shape in inputs.items()})
-
-
 def ffmpeg_share(video: Path, seconds: float) -> float:
     """Seconds of CPU per second of FFmpeg alone, one thread, decoding the video at its own pace into nothing."""
     command = ["ffmpeg", "-nostdin", "-v", "error", "-threads", "1", "-re", "-stream_loop", "-1", "-t", str(seconds)]
@@ -294,8 +270,16 @@ def ffmpeg_share(video: Path, seconds: float) -> float:
 
 def peer(mode: str, *arguments: object) -> dict[str, float]:
     """What one bare process measured."""
-    command = [sys.executable, "-m", "benchmarks.agent.whole", mode, *map(str, arguments)]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=ENVIRONMENT)
+    return _figures("-m", "benchmarks.agent.whole", mode, *map(str, arguments))
+
+
+def first(slot: Path) -> dict[str, float]:
+    """What the first answer of a bare runtime costs, in a process without a line of ours: `cpu_s`, `pss_mib`."""
+    return _figures(str(Path(__file__).with_name("first.py")), str(slot))
+
+
+def _figures(*arguments: str) -> dict[str, float]:
+    result = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=True, env=ENVIRONMENT)
     return dict(json.loads(result.stdout.splitlines()[-1]))
 
 
@@ -318,11 +302,8 @@ def main(arguments: list[str]) -> int:
         case "infer":
             fps, share = bare_infer(Path(rest[0]), float(rest[1]), float(rest[2]))
             figures = {"fps": fps, "share": share}
-        case "first":
-            bare_first(Path(rest[0]))
-            figures = {"cpu_s": time.process_time(), "pss_mib": pss_mib(os.getpid())}
         case _:
-            raise ValueError(f"{mode!r} is no mode; wanted pipeline, decode, infer or first")
+            raise ValueError(f"{mode!r} is no mode; wanted pipeline, decode or infer")
     print(json.dumps(figures))
     return 0
 
