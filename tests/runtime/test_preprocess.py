@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -130,6 +131,48 @@ class TestFrames:
         assert seen.shape == (1, 12, 20, 3)
         assert math.isclose(float(seen.max()), 1.0, abs_tol=1e-5)
         assert fit is Fit.LETTERBOX or math.isclose(float(seen.min()), 1.0, abs_tol=1e-5)
+
+    @given(
+        times=st.integers(1, 60),
+        rest=st.integers(0, 2),
+        width=st.integers(1, 90),
+        fit=st.sampled_from([Fit.STRETCH, Fit.CROP]),
+        interpolation=st.sampled_from(list(Interpolation)),
+    )
+    @settings(deadline=None)
+    def test_rows_are_left_out_only_where_resizing_the_whole_frame_gives_the_same(
+        self, times: int, rest: int, width: int, fit: Fit, interpolation: Interpolation
+    ):
+        frame = pattern(12 * times + rest, width)
+        left, columns = (0, width) if fit is Fit.STRETCH else (max(0, (width - frame.shape[0]) // 2), min(width, frame.shape[0]))
+        top, rows = (0, frame.shape[0]) if fit is Fit.STRETCH else (max(0, (frame.shape[0] - width) // 2), min(width, frame.shape[0]))
+        code = cv2.INTER_AREA if interpolation is Interpolation.AREA else cv2.INTER_LINEAR
+        wanted = cv2.resize(frame[top : top + rows, left : left + columns], (12, 12), interpolation=code)
+        image = tensor("uint8", size=(12, 12), scale=1 / 255, zero_point=0)
+        seen = Preprocessor(plan(image, color=Color.BGR, fit=fit, interpolation=interpolation)).run(frame)[0]
+        assert np.array_equal(seen, wanted)
+
+    @pytest.mark.parametrize("color", list(Color))
+    @pytest.mark.parametrize("fit", list(Fit))
+    def test_frames_of_many_shapes_one_after_the_other_leave_nothing_behind(self, fit: Fit, color: Color):
+        channels = 1 if color is Color.GRAY else 3
+        made = plan(tensor("int8", channels=channels, scale=0.02, zero_point=3), color=color, fit=fit, fill=9)
+        one_for_all = Preprocessor(made)
+        frames = [
+            pattern(8, 8),
+            pattern(40, 24),
+            pattern(8, 8)[:, :, 0],
+            pattern(24, 40)[:, :, :1],
+            np.dstack([pattern(9, 30), pattern(9, 30)[:, :, 0]]),
+        ]
+        for frame in [*frames, *reversed(frames)]:
+            assert np.array_equal(one_for_all.run(frame), Preprocessor(made).run(frame))
+
+    def test_a_frame_is_refused_for_its_dtype_after_others_of_its_shape(self):
+        runner = Preprocessor(plan(tensor("float32")))
+        runner.run(pattern(8, 8))
+        with pytest.raises(InvalidError, match="wanted uint8, height x width x 3"):
+            runner.run(pattern(8, 8).astype(np.int8))
 
     @pytest.mark.parametrize(
         "frame",
