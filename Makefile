@@ -108,8 +108,9 @@ test-kills: $(VENV)/.installed ## 1,000 SIGKILLs in every state of real updates,
 	MOORING_TEST_KILLS=$(or $(KILLS),1000) $(PY) -m pytest -q -s -p no:cacheprovider tests/end_to_end/test_update_survives_kills.py
 	MOORING_TEST_AGENT_KILLS=$(or $(AGENT_KILLS),200) $(PY) -m pytest -q -s -p no:cacheprovider tests/end_to_end/test_agent_survives_kills.py
 
-test-only: $(VENV)/.installed ## the tests, with what this machine has
-	$(PY) -m pytest --durations=25 --durations-min=5 $(ARGS)
+# Whole files go to the workers in their order: what a module starts (a server, a broker) is started once. Half of the time is waiting.
+test-only: $(VENV)/.installed ## the tests, with what this machine has (WORKERS=0: one after the other, here)
+	$(PY) -m pytest -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder --durations=25 --durations-min=5 $(ARGS)
 
 coverage: $(VENV)/.installed ## the tests once more, with the lines and branches that they reach: costs two fifths more processor time
 	rm -f .coverage .coverage.*

@@ -6,7 +6,10 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
+from itertools import takewhile
+from pathlib import Path
 
 import pytest
 from waiting import wait_until
@@ -128,9 +131,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
 @pytest.mark.parametrize(("groups", "allowed"), [([], False), ([4242], True)])
 def test_only_members_of_the_sockets_group_may_ask(tmp_path, groups, allowed):
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
+    for folder in takewhile(lambda folder: folder != Path(tempfile.gettempdir()), (tmp_path, *tmp_path.parents)):
+        folder.chmod(0o755)
     running = ControlServer(tmp_path / "control.sock", {"status": lambda: 1})
     running.start()
     os.chown(running._path, 0, 4242)

@@ -407,7 +407,7 @@ def test_malformed_commands_are_dropped_and_the_connection_stays(broker, server,
 
 
 def test_a_method_on_the_list_is_answered_others_are_named_and_expired_ones_are_not(broker, server, make_identity, tmp_path):
-    exp = to_unix_ms(CLOCK.now()) + 30_000
+    exp = to_unix_ms(CLOCK.now()) + 300_000
     with Device(make_identity(broker.url), tmp_path) as device:
         device.await_connected()
         server.command("cam-1", "rpc/ping", {"v": 1, "id": "late", "exp": 1})
