@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.config import TOKEN_ENVIRONMENT_NAME, AgentConfig, LoadedConfig, changed_serving, load_config, parse_value
+from agent.config import AgentConfig
+from agent.settings.loading import TOKEN_ENVIRONMENT_NAME, LoadedConfig, changed_serving, load_config, parse_value
 from protocol.errors import (
     AccessError,
     ConfigError,

@@ -1,43 +1,30 @@
-"""Every setting of the agent: read once into a frozen object, checked, each with its unit, its reason and where it came from.
+"""Every setting of the agent, in one frozen object: each checked, with its unit and its reason.
 
-Order: flag > MOORING_AGENT_* (`__` nests) > --config > systemd credential agent.toml > /etc/mooring/agent.toml and agent.d/*.toml >
-/usr/lib/mooring/agent.toml > the defaults here.
-What the server wishes (`DesiredConfig`) is checked key by key: one bad key is reported, the rest is applied.
+Loading them, and what the server and signed configuration lay over them: `agent/settings/`.
 """
 
 import re
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
-from urllib.parse import quote, urlsplit, urlunsplit
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from protocol.configuration import BudgetSettings, PipelineSettings, TelemetrySettings, UpdateSettings
-from protocol.errors import ConfigError
-from protocol.files import read_bounded
+from agent.listening import parse_listen
 from protocol.ids import NAME_PATTERN
-from protocol.rules import MAX_RULE_BYTES, Rules, Zones, need_tracks
+from protocol.rules import Rules, Zones, need_tracks
 from protocol.views import WHOLE_FRAME, Motion, Roi
 from protocol.windows import checked_zone
 
-ETC_DIR = Path("/etc/mooring")
-VENDOR_DIR = Path("/usr/lib/mooring")
-ENVIRONMENT_PREFIX = "MOORING_AGENT_"
-#: Read by `enroll` only: a secret is not a setting.
-TOKEN_ENVIRONMENT_NAME = "MOORING_AGENT_TOKEN"  # noqa: S105 - a name, not a secret
-#: A configuration file beyond this is not one of ours.
-MAX_FILE_BYTES = 1 << 20
-
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 LongText = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+PROXY_SCHEMES = ("http", "socks5", "socks5h")
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Settings that belong together."""
+
     #: Validators are built when they are first used: each process of the agent uses some of them, and each is memory.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
@@ -45,7 +32,7 @@ class _Section(BaseModel):
 # --- pipelines: source -> model line -> outputs ---
 
 
-class VideoSource(_Section):
+class VideoSource(Section):
     """A recorded video, played at its own pace."""
 
     kind: Literal["video"]
@@ -54,7 +41,7 @@ class VideoSource(_Section):
     loop: bool = False
 
 
-class CameraSource(_Section):
+class CameraSource(Section):
     """A V4L2 camera."""
 
     kind: Literal["camera"]
@@ -64,7 +51,7 @@ class CameraSource(_Section):
     height: Annotated[int, Field(ge=16, le=16_384)] | None = None
 
 
-class StreamSource(_Section):
+class StreamSource(Section):
     """An RTSP or HTTP stream."""
 
     kind: Literal["stream"]
@@ -81,7 +68,7 @@ class StreamSource(_Section):
     transport: Literal["tcp", "udp"] = "tcp"
 
 
-class FolderSource(_Section):
+class FolderSource(Section):
     """A folder of pictures, in the order of their names."""
 
     kind: Literal["folder"]
@@ -91,7 +78,7 @@ class FolderSource(_Section):
     fps: Annotated[float, Field(gt=0, le=1000)] = 5.0
 
 
-class SensorSource(_Section):
+class SensorSource(Section):
     """A stream of JSON readings from a local MQTT broker, for gateways."""
 
     kind: Literal["sensor"]
@@ -121,7 +108,7 @@ class Keep(StrEnum):
     ALL = "all"
 
 
-class PipelineConfig(_Section):
+class PipelineConfig(Section):
     """One pipeline of a device."""
 
     name: Name
@@ -158,7 +145,7 @@ class PipelineConfig(_Section):
 # --- the settings of the agent itself ---
 
 
-class ServerConfig(_Section):
+class ServerConfig(Section):
     #: Base URL of the device API; None: the one that enrollment recorded.
     url: LongText | None = None
     #: http:// (CONNECT) or socks5:// proxy for HTTPS and, unless `broker.proxy` says otherwise, MQTT.
@@ -177,7 +164,7 @@ class ServerConfig(_Section):
         return None if value is None else _url_with_scheme(value, PROXY_SCHEMES)
 
 
-class BrokerConfig(_Section):
+class BrokerConfig(Section):
     #: mqtts://host:8883 or wss://host:443/path; None: the addresses that enrollment recorded.
     url: LongText | None = None
     proxy: LongText | None = None
@@ -199,7 +186,7 @@ class BrokerConfig(_Section):
         return None if value is None else _url_with_scheme(value, PROXY_SCHEMES)
 
 
-class OutboxConfig(_Section):
+class OutboxConfig(Section):
     #: Disk budget in MiB: about a week of telemetry of one pipeline every 10 s, and kind to a small eMMC.
     budget_mb: Annotated[float, Field(ge=0.25, le=65_536)] = 64.0
     #: Seconds without an `ack` before unacknowledged rows are sent again; doubles up to an hour (INTERFACES 1.6).
@@ -208,7 +195,7 @@ class OutboxConfig(_Section):
     ring_rows: Annotated[int, Field(ge=1, le=10_000)] = 256
 
 
-class TelemetryConfig(_Section):
+class TelemetryConfig(Section):
     #: Seconds of one window of `tel/perf` and `tel/sys` (INTERFACES 1.2: 10 to 60).
     perf_s: Annotated[float, Field(ge=1, le=3600)] = 10.0
     sys_s: Annotated[float, Field(ge=1, le=3600)] = 10.0
@@ -219,7 +206,7 @@ _ANY_DAY: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _WALL_TIME = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
 
 
-class WindowConfig(_Section):
+class WindowConfig(Section):
     """A stretch of the site's wall clock, e.g. `{ days = ["mon", "fri"], from = "22:00", to = "04:00" }`; it may pass midnight."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
@@ -230,7 +217,7 @@ class WindowConfig(_Section):
     to: Annotated[str, StringConstraints(pattern=_WALL_TIME)]
 
 
-class UpdateConfig(_Section):
+class UpdateConfig(Section):
     #: Seconds between two polls, ± 50 % (UPDATES 4.6).
     poll_s: Annotated[float, Field(ge=1, le=86_400)] = 900.0
     #: Seconds between two version reports when nothing changed (UPDATES 1.8).
@@ -273,7 +260,7 @@ class UpdateConfig(_Section):
         return checked_zone(value)
 
 
-class RuntimeConfig(_Section):
+class RuntimeConfig(Section):
     #: Providers to try, best first; empty: CPU. Names of `runtime.providers`, e.g. "openvino-gpu", "edgetpu-usb", or ONNX Runtime's own.
     providers: Annotated[tuple[LongText, ...], Field(max_length=16)] = ()
     #: Options of a provider by its name, as its vendor documents them; `library` of "external" names the delegate's file.
@@ -300,7 +287,7 @@ class RuntimeConfig(_Section):
     shadow_report_s: Annotated[float, Field(ge=1, le=86_400)] = 3600.0
 
 
-class ServingConfig(_Section):
+class ServingConfig(Section):
     """Models for other programs on this device, by the Open Inference Protocol (INTERFACES 4)."""
 
     #: "127.0.0.1:8000", "[::1]:8000" or "unix:/path"; empty: nothing is served. Beyond this machine: certificate, key and token_file too.
@@ -328,48 +315,7 @@ class ServingConfig(_Section):
         return self
 
 
-def changed_serving(serving: ServingConfig, change: Mapping[str, Any]) -> ServingConfig:
-    """The settings with some changed by flags. Raises: ConfigError."""
-    try:
-        return ServingConfig.model_validate({**serving.model_dump(), **change})
-    except ValidationError as error:
-        raise ConfigError(f"Wrong setting: {' | '.join(f'serving.{key}: {text}' for key, text in _messages(error))}.") from None
-
-
-@dataclass(frozen=True, slots=True)
-class ListenAddress:
-    """Where a server listens: a host and a port, or the path of a Unix socket."""
-
-    host: str = ""
-    port: int = 0
-    path: str = ""
-
-    @property
-    def is_local(self) -> bool:
-        """Whether only this machine can reach it."""
-        return bool(self.path) or ip_address(self.host).is_loopback
-
-
-def parse_listen(text: str) -> ListenAddress:
-    """The parts of "address:port", "[address]:port" or "unix:/path". Raises: ValueError."""
-    wrong = f"{text!r} is no address to listen on; wanted 127.0.0.1:8000, [::1]:8000 or unix:/path"
-    if text.startswith("unix:"):
-        path = text.removeprefix("unix:")
-        if not path.startswith("/") or len(path.encode()) > 100:  # sun_path holds 108 bytes
-            raise ValueError(wrong)
-        return ListenAddress(path=path)
-    host, _, port = text.rpartition(":")
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    try:
-        ip_address(host)
-    except ValueError:
-        raise ValueError(wrong) from None
-    if not (port.isascii() and port.isdigit() and int(port) <= 65_535):
-        raise ValueError(wrong)
-    return ListenAddress(host=host, port=int(port))
-
-
-class BudgetConfig(_Section):
+class BudgetConfig(Section):
     """What this device may use in a day (UTC). Near a limit telemetry becomes coarser, at that of bytes it waits."""
 
     #: Bytes sent to and received from the server, updates included; 0: no limit.
@@ -378,7 +324,7 @@ class BudgetConfig(_Section):
     writes_per_day_mb: Annotated[float, Field(ge=0, le=2**30)] = 0.0
 
 
-class DriftConfig(_Section):
+class DriftConfig(Section):
     """What is watched of models whose release brings a reference profile (docs/drift-on-the-device.md); without one nothing is."""
 
     enabled: bool = True
@@ -398,7 +344,7 @@ class DriftConfig(_Section):
     references: Annotated[dict[Name, Annotated[str, StringConstraints(max_length=244_000)]], Field(max_length=64)] = {}
 
 
-class ConfigurationConfig(_Section):
+class ConfigurationConfig(Section):
     """How signed configuration is tried (seconds of the agent's clock)."""
 
     #: Only configurations of this group are taken; None: of the one that the server names, so that operators may move the device.
@@ -409,7 +355,7 @@ class ConfigurationConfig(_Section):
     trial_s: Annotated[float, Field(ge=1, le=86_400)] = 300.0
 
 
-class AgentConfig(_Section):
+class AgentConfig(Section):
     """Everything the agent may be told by files, environment and flags."""
 
     state_dir: Path = Path("/var/lib/mooring/agent")
@@ -459,209 +405,6 @@ class AgentConfig(_Section):
         return self.run_dir / "control.sock"
 
 
-PROXY_SCHEMES = ("http", "socks5", "socks5h")
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedConfig:
-    """The settings and, per dotted key that someone set, who set it."""
-
-    config: AgentConfig
-    origins: Mapping[str, str]
-
-    def rows(self) -> list[tuple[str, Any, str]]:
-        """Every leaf as (dotted key, value with secrets masked, origin)."""
-        return [(key, mask(value), self._origin(key)) for key, value in _leaves(self.config.model_dump(mode="json"))]
-
-    def _origin(self, key: str) -> str:
-        while key:
-            if key in self.origins:
-                return self.origins[key]
-            key = key.rpartition(".")[0]
-        return "default"
-
-
-def load_config(
-    *,
-    flags: Mapping[str, Any] | None = None,
-    environment: Mapping[str, str] | None = None,
-    config_path: Path | None = None,
-    etc_dir: Path = ETC_DIR,
-    vendor_dir: Path = VENDOR_DIR,
-) -> LoadedConfig:
-    """The settings with their origins. `flags` holds dotted keys; None values are skipped.
-
-    Raises: ConfigError naming key, value and what is allowed: an unknown key, a bad value, an unreadable file.
-    """
-    merged: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    files = [vendor_dir / "agent.toml", etc_dir / "agent.toml", *sorted((etc_dir / "agent.d").glob("*.toml"))]
-    environment = environment or {}
-    if credentials := environment.get("CREDENTIALS_DIRECTORY"):  # systemd.exec(5)
-        files.append(Path(credentials) / "agent.toml")
-    for path in files:
-        if path.is_file():
-            _merge(merged, origins, _read_toml(path), str(path))
-    if config_path is not None:
-        _merge(merged, origins, _read_toml(config_path), str(config_path))
-    for name, text in environment.items():
-        if name.startswith(ENVIRONMENT_PREFIX) and name != TOKEN_ENVIRONMENT_NAME:
-            key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
-            _merge(merged, origins, _nested(key, parse_value(name, text)), f"environment {name}")
-    for key, value in (flags or {}).items():
-        if value is not None:
-            _merge(merged, origins, _nested(key, value), "flag")
-    try:
-        return LoadedConfig(AgentConfig.model_validate(merged), origins)
-    except ValidationError as error:
-        raise _config_error(error, origins) from None
-
-
-# --- what the server wishes ---
-
-
-class DesiredUpdate(_Section):
-    poll_s: Annotated[float, Field(ge=1, le=86_400)] | None = None
-
-
-class DesiredTelemetry(_Section):
-    perf_s: Annotated[float, Field(ge=1, le=3600)] | None = None
-    sys_s: Annotated[float, Field(ge=1, le=3600)] | None = None
-
-
-class DesiredDrift(_Section):
-    """As `DriftConfig`; None: the server does not say."""
-
-    false_alarms_per_year: Annotated[float, Field(ge=0.001, le=1000)] | None = None
-    check: Literal["device", "server"] | None = None
-    indoor: bool | None = None
-    acknowledged: Annotated[tuple[Name, ...], Field(max_length=64)] | None = None
-    rebaselined: Annotated[dict[Name, Annotated[int, Field(ge=0, le=2**53 - 1)]], Field(max_length=64)] | None = None
-    references: Annotated[dict[Name, Annotated[str, StringConstraints(max_length=244_000)]], Field(max_length=64)] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DesiredConfig:
-    """The part of a desired config that could be understood; None: the server does not say."""
-
-    pipelines: tuple[PipelineConfig, ...] | None = None
-    telemetry: DesiredTelemetry = field(default_factory=DesiredTelemetry)
-    update: DesiredUpdate = field(default_factory=DesiredUpdate)
-    drift: DesiredDrift = field(default_factory=DesiredDrift)
-    #: Name -> sealed text; opened by `protocol.sealed`.
-    secrets: Mapping[str, str] = field(default_factory=dict)
-
-
-_SECRETS: TypeAdapter[dict[str, str]] = TypeAdapter(dict[Name, Annotated[str, StringConstraints(max_length=16_384)]])
-_MAX_PIPELINES = 64
-
-
-def parse_desired(config: Mapping[str, Any]) -> tuple[DesiredConfig, dict[str, str]]:
-    """What of the desired config can be applied, and per key that cannot: why (secrets are never repeated there)."""
-    errors: dict[str, str] = {}
-    known = {"pipelines", "telemetry", "update", "drift", "secrets"}
-    for key in config.keys() - known:
-        errors[key[:200]] = f"unknown key; wanted one of {', '.join(sorted(known))}"
-    pipelines = None if "pipelines" not in config else _parse_pipelines(config["pipelines"], errors)
-    telemetry = _parse_part(DesiredTelemetry, "telemetry", config, errors)
-    update = _parse_part(DesiredUpdate, "update", config, errors)
-    drift = _parse_part(DesiredDrift, "drift", config, errors)
-    secrets: dict[str, str] = {}
-    try:
-        secrets = _SECRETS.validate_python(config.get("secrets") or {})
-    except ValidationError:
-        errors["secrets"] = "not an object of names and sealed texts"
-    return DesiredConfig(pipelines, telemetry, update, drift, secrets), errors
-
-
-def effective_config(local: AgentConfig, desired: DesiredConfig) -> AgentConfig:
-    """The settings in force: the local ones, changed by what the server wishes."""
-    telemetry = local.telemetry.model_copy(update=desired.telemetry.model_dump(exclude_none=True))
-    update = local.update.model_copy(update=desired.update.model_dump(exclude_none=True))
-    drift = local.drift.model_copy(update=desired.drift.model_dump(exclude_none=True))
-    pipelines = local.pipelines if desired.pipelines is None else desired.pipelines
-    return local.model_copy(update={"telemetry": telemetry, "update": update, "drift": drift, "pipelines": pipelines})
-
-
-#: What of a section may be laid over from afar, named once in `protocol.configuration`.
-_SETTABLE = {
-    name: tuple(kind.model_fields)
-    for name, kind in (("telemetry", TelemetrySettings), ("update", UpdateSettings), ("budget", BudgetSettings))
-}
-_SETTABLE_PIPELINE = tuple(PipelineSettings.model_fields)
-
-
-def settable(config: AgentConfig) -> dict[str, Any]:
-    """The values that signed configuration may change, nested as `protocol.configuration.Settings`; pipelines by name."""
-    dumped = config.model_dump(mode="json", by_alias=True)
-    found: dict[str, Any] = {"log_level": dumped["log_level"]}
-    for section, names in _SETTABLE.items():
-        found[section] = {name: dumped[section][name] for name in names if name in dumped[section]}
-    found["pipelines"] = {one["name"]: {name: one[name] for name in _SETTABLE_PIPELINE} for one in dumped["pipelines"]}
-    return found
-
-
-def with_settable(config: AgentConfig, values: Mapping[str, Any]) -> tuple[AgentConfig, dict[str, str]]:
-    """The settings with these values, nested as `settable` gives them, and per key that does not fit this agent: why it is left out."""
-    errors: dict[str, str] = {}
-    dumped = config.model_dump(mode="json", by_alias=True)
-    wished: dict[str, Any] = {"log_level": values["log_level"]}
-    for section, kind in (("telemetry", TelemetryConfig), ("update", UpdateConfig), ("budget", BudgetConfig)):
-        fitting = dict(values[section])
-        try:
-            wished[section] = kind.model_validate({**dumped[section], **fitting})
-        except ValidationError as error:
-            for key, text in _messages(error):
-                errors[f"{section}.{key}"[:200]] = text
-                fitting.pop(key.split(".", maxsplit=1)[0], None)
-            wished[section] = kind.model_validate({**dumped[section], **fitting})
-    pipelines = [_with_values(one, values["pipelines"].get(one["name"], {}), errors) for one in dumped["pipelines"]]
-    return config.model_copy(update={**wished, "pipelines": tuple(pipelines)}), errors
-
-
-def _with_values(own: Mapping[str, Any], wished: Mapping[str, Any], errors: dict[str, str]) -> PipelineConfig:
-    """The pipeline with those of the values that fit it. Rules that name a zone which is not here do not, nor the zones beside them."""
-    try:
-        return PipelineConfig.model_validate({**own, **wished})
-    except ValidationError as error:
-        misfits = {key.split(".", maxsplit=1)[0]: text for key, text in _messages(error)}
-    errors.update({f"pipelines.{own['name']}.{key}"[:200]: text for key, text in misfits.items()})
-    wrong = misfits.keys() | ({"zones", "rules"} if misfits.keys() & {"zones", "rules"} else set())
-    return PipelineConfig.model_validate({**own, **{key: value for key, value in wished.items() if key not in wrong}})
-
-
-def trim_rules(config: AgentConfig) -> tuple[AgentConfig, dict[str, str]]:
-    """The settings without the zones and rules of the pipelines that are beyond `MAX_RULE_BYTES`, and per such pipeline: why."""
-    left, kept, errors = MAX_RULE_BYTES, [], {}
-    for pipeline in config.pipelines:
-        size = len(pipeline.model_dump_json(include={"zones", "rules"}, by_alias=True))
-        if size > left:
-            text = f"zones and rules of all pipelines together take more than {MAX_RULE_BYTES} bytes; those of this one are left out"
-            errors[f"pipelines.{pipeline.name}.rules"] = text
-            kept.append(pipeline.model_copy(update={"zones": (), "rules": ()}))
-        else:
-            left -= size
-            kept.append(pipeline)
-    return (config if not errors else config.model_copy(update={"pipelines": tuple(kept)})), errors
-
-
-def resolve_secrets(pipelines: tuple[PipelineConfig, ...], secrets: Mapping[str, str]) -> tuple[tuple[PipelineConfig, ...], dict[str, str]]:
-    """The pipelines with each named secret ("user:password") put into its URL, and per pipeline left out: why."""
-    resolved, errors = [], {}
-    for pipeline in pipelines:
-        source = pipeline.source
-        if not isinstance(source, StreamSource | SensorSource) or source.secret is None:
-            resolved.append(pipeline)
-        elif (value := secrets.get(source.secret)) is None:
-            errors[f"pipelines.{pipeline.name}.source.secret"] = f"no secret named {source.secret!r} has reached this device"
-        else:
-            names = ("url", "sub_url") if isinstance(source, StreamSource) else ("broker",)
-            addresses = {name: address for name in names if (address := getattr(source, name)) is not None}
-            update = {**{name: _with_credentials(address, value) for name, address in addresses.items()}, "secret": None}
-            resolved.append(pipeline.model_copy(update={"source": source.model_copy(update=update)}))
-    return tuple(resolved), errors
-
-
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
@@ -676,131 +419,8 @@ def mask(value: Any) -> Any:
     return value
 
 
-# --- pieces ---
-
-_Part = TypeVar("_Part", bound=_Section)
-
-
-def _parse_pipelines(value: Any, errors: dict[str, str]) -> tuple[PipelineConfig, ...] | None:
-    if not isinstance(value, list) or len(value) > _MAX_PIPELINES:
-        errors["pipelines"] = f"not a list of at most {_MAX_PIPELINES} pipelines"
-        return None
-    found: dict[str, PipelineConfig] = {}
-    for index, item in enumerate(value):
-        try:
-            pipeline = PipelineConfig.model_validate(item)
-        except ValidationError as error:
-            for key, text in _messages(error):
-                errors[f"pipelines.{index}.{key}"[:200]] = text
-            continue
-        if pipeline.name in found:
-            errors[f"pipelines.{index}.name"] = f"{pipeline.name!r} is already taken by another pipeline"
-        else:
-            found[pipeline.name] = pipeline
-    return tuple(found.values())
-
-
-def _parse_part(kind: type[_Part], name: str, config: Mapping[str, Any], errors: dict[str, str]) -> _Part:
-    """The section without the keys that are wrong."""
-    part = config.get(name) or {}
-    if not isinstance(part, dict):
-        errors[name] = "not an object"
-        return kind()
-    good = dict(part)
-    try:
-        return kind.model_validate(good)
-    except ValidationError as error:
-        for key, text in _messages(error):
-            errors[f"{name}.{key}"[:200]] = text
-            good.pop(key.split(".", maxsplit=1)[0], None)
-        return kind.model_validate(good)
-
-
-def _messages(error: ValidationError) -> list[tuple[str, str]]:
-    """(dotted key, text with the value seen) per complaint."""
-    found = []
-    for detail in error.errors(include_url=False):
-        key = ".".join(str(part) for part in detail["loc"])
-        if detail["type"] == "extra_forbidden":
-            found.append((key, "unknown key"))
-        elif detail["type"] == "missing":
-            found.append((key, "missing"))
-        else:
-            seen = mask(str(detail["input"]))[:200]
-            found.append((key, f"{seen!r}: {detail['msg']}"))
-    return found
-
-
-def _config_error(error: ValidationError, origins: Mapping[str, str]) -> ConfigError:
-    parts = []
-    for key, text in _messages(error):
-        origin = next((by for known, by in origins.items() if f"{key}.".startswith(f"{known}.") or known.startswith(f"{key}.")), None)
-        allowed = f"; known here: {', '.join(_known_keys(key))}" if text == "unknown key" else ""
-        parts.append(f"{key}: {text}{allowed}{f' (from {origin})' if origin else ''}")
-    return ConfigError("Wrong setting: " + " | ".join(parts) + ".", hint="See `mooring-agent config show --origin`.")
-
-
-def _known_keys(key: str) -> list[str]:
-    """The keys allowed where the unknown one stands."""
-    section: Any = AgentConfig
-    for part in key.split(".")[:-1]:
-        candidate = section.model_fields[part].annotation if part in section.model_fields else None
-        if not (isinstance(candidate, type) and issubclass(candidate, BaseModel)):
-            return sorted(PipelineConfig.model_fields)
-        section = candidate
-    return sorted(section.model_fields)
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(read_bounded(path, MAX_FILE_BYTES).decode())
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}.") from None
-
-
-def _merge(into: dict[str, Any], origins: dict[str, str], new: Mapping[str, Any], origin: str, prefix: str = "") -> None:
-    for key, value in new.items():
-        dotted = f"{prefix}{key}"
-        if isinstance(value, Mapping) and isinstance(into.setdefault(key, {}), dict):
-            _merge(into[key], origins, value, origin, f"{dotted}.")
-        else:
-            into[key] = value
-            origins[dotted] = origin
-
-
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return dict(value)
-
-
-def parse_value(name: str, text: str) -> Any:
-    """A setting given as text: lists and tables in TOML, all else as it stands. Raises: ConfigError naming the setting."""
-    if not text.startswith(("[", "{")):
-        return text
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name} is not a TOML value: {error}.") from None
-
-
-def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        return [leaf for key, item in value.items() for leaf in _leaves(item, f"{prefix}.{key}" if prefix else key)]
-    return [(prefix, value)]
-
-
 def _url_with_scheme(value: str, schemes: tuple[str, ...]) -> str:
     parts = urlsplit(value)
     if parts.scheme not in schemes or not parts.hostname:
         raise ValueError(f"wanted {' or '.join(f'{scheme}://host[:port]' for scheme in schemes)}")
     return value
-
-
-def _with_credentials(url: str, secret: str) -> str:
-    user, _, password = secret.partition(":")
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{quote(user, safe='')}:{quote(password, safe='')}@{host}"))

@@ -50,7 +50,7 @@ def test_entries_are_checked(tmp_path: Path):
 
 
 def test_the_settings_of_an_installation_are_settings_of_the_agent(tmp_path: Path):
-    from agent.config import load_config
+    from agent.settings.loading import load_config
 
     (tmp_path / "agent.toml").write_text(
         Installation("b", "linux", "t", 1, 2, "[telemetry]\nperf_s = 1.0", ()).config_text(state_dir="/s", run_dir="/r")

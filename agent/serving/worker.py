@@ -18,7 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from agent.config import ListenAddress, ServingConfig, parse_listen
+from agent.config import ServingConfig
+from agent.listening import ListenAddress, parse_listen
 from agent.serving.follow import Follower, find_folders
 from agent.serving.messages import MAX_LINE_BYTES, Beat, Task
 from agent.serving.models import Shelf

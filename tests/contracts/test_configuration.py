@@ -7,9 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulators.clock import FakeClock
 
-from agent.config import AgentConfig, UpdateConfig, settable, with_settable
+from agent.config import AgentConfig, UpdateConfig
 from agent.configuration import ConfigurationOffer, Pointer
 from agent.reporting import configuration_body, reported_body
+from agent.settings.overlaying import settable, with_settable
 from agent.store import Store
 from agent.twin import Twin
 from fleet.configurations.service import effect_of

@@ -10,8 +10,8 @@ from simulators.drift_rows import MODEL
 from simulators.drift_site import Site
 from simulators.sketches import enroll
 
-from agent.config import parse_desired
 from agent.drift.store import SubWindowRow
+from agent.settings.desired import parse_desired
 from fleet.audit import Actor, ActorKind
 from fleet.bus import Incoming
 from fleet.db import Database, migrate

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from agent.config import AgentConfig, PipelineConfig, parse_desired, settable, trim_rules, with_settable
+from agent.config import AgentConfig, PipelineConfig
+from agent.settings.desired import parse_desired
+from agent.settings.overlaying import settable, trim_rules, with_settable
 from fleet.devices.model import parse_pipelines
 from protocol.configuration import checked, known_keys, salvage
 from protocol.errors import InvalidError

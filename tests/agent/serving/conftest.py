@@ -9,7 +9,8 @@ import pytest
 from simulators.color_models import make_slot
 from simulators.oip import Served
 
-from agent.config import ListenAddress, RuntimeConfig
+from agent.config import RuntimeConfig
+from agent.listening import ListenAddress
 from agent.serving.models import Shelf
 from agent.serving.server import Guard, Limits, Server
 from agent.serving.worker import open_listener

@@ -7,11 +7,13 @@ import zlib
 import pytest
 from simulators.authority import Authority
 
-from agent.config import ListenAddress, ServingConfig, changed_serving, load_config, parse_listen
+from agent.config import ServingConfig
+from agent.listening import ListenAddress, parse_listen
 from agent.serving.api import pack
 from agent.serving.http import parse_head
 from agent.serving.tensors import Body
 from agent.serving.worker import listening_on, open_listener, read_token, tls_of
+from agent.settings.loading import changed_serving, load_config
 from protocol.errors import ConfigError, DeviceError
 
 

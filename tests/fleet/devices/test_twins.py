@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import parse_desired
+from agent.settings.desired import parse_desired
 from fleet import audit, jobs
 from fleet.config import LimitsConfig
 from fleet.devices import groups, service, store, twins

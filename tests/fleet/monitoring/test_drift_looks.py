@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from simulators.messages import TS, body, incoming
 from simulators.sketches import MODEL, W0, WatchedDevice, add_profile, counts, enroll, profile, reference
 
-from agent.config import parse_desired
+from agent.settings.desired import parse_desired
 from fleet.audit import Actor, ActorKind
 from fleet.db import Database
 from fleet.devices import twins

@@ -1,0 +1,37 @@
+"""Addresses to listen on, as settings and flags give them."""
+
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """Where a server listens: a host and a port, or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return bool(self.path) or ip_address(self.host).is_loopback
+
+
+def parse_listen(text: str) -> ListenAddress:
+    """The parts of "address:port", "[address]:port" or "unix:/path". Raises: ValueError."""
+    wrong = f"{text!r} is no address to listen on; wanted 127.0.0.1:8000, [::1]:8000 or unix:/path"
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path.startswith("/") or len(path.encode()) > 100:  # sun_path holds 108 bytes
+            raise ValueError(wrong)
+        return ListenAddress(path=path)
+    host, _, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        ip_address(host)
+    except ValueError:
+        raise ValueError(wrong) from None
+    if not (port.isascii() and port.isdigit() and int(port) <= 65_535):
+        raise ValueError(wrong)
+    return ListenAddress(host=host, port=int(port))
