@@ -80,9 +80,9 @@ def version() -> str:
 def _run(options: argparse.Namespace) -> int:
     import signal
 
+    from agent.database.file import prepare_in_child
     from agent.reporting import probe_in_child
     from agent.service import Service
-    from agent.store import prepare_in_child
     from protocol.clock import from_environment
 
     config = _load(options).config
@@ -202,9 +202,9 @@ def _import(options: argparse.Namespace) -> int:
 def _import_stopped(config: AgentConfig, folder: Path) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from agent.database.file import prepare_in_child
     from agent.reporting import probe_in_child
     from agent.service import Service
-    from agent.store import prepare_in_child
     from protocol.clock import from_environment
 
     prepare_in_child(config.store_path)
@@ -490,9 +490,9 @@ def _status_from_files(config: AgentConfig) -> dict[str, Any]:
 def _outbox_from_file(config: AgentConfig) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from agent.store import read_counts
+    from agent.store import count_rows
 
-    epoch, counts = read_counts(config.store_path)
+    epoch, counts = count_rows(config.store_path)
     return {"epoch": epoch, **asdict(counts)}
 
 

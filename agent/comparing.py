@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from agent.config import PipelineConfig, RuntimeConfig
+from agent.database.outbox import Draft
 from agent.events.bodies import event_body
 from agent.inference.messages import ArmOrder, Prediction, Sampled
 from agent.inference.process import InferenceProcess
 from agent.inference.shadow_messages import Candidate, Compared
 from agent.inference.shadow_pairs import ArmTally
 from agent.inference.shadow_process import ShadowProcess
-from agent.store import Draft
 from agent.update.candidates import CandidatePlan, Candidates
 from protocol.clock import Clock, to_unix_ms
 from protocol.shadow import EVENT_TYPE, Arm, Comparison, ShadowReport, summed

@@ -23,6 +23,7 @@ from agent.conditions import KINDS, Conditions
 from agent.config import AgentConfig, Keep, PipelineConfig
 from agent.configuration import ConfigurationOffer, LineCounts, Observed, SignedConfiguration, TrialRules
 from agent.control import Command, ControlServer
+from agent.database.outbox import Draft, OutboxCounts
 from agent.drift.desk import DriftDesk
 from agent.events.bodies import event_body, prediction_body
 from agent.events.detector import EventDetector
@@ -37,7 +38,7 @@ from agent.serving.messages import Task
 from agent.serving.process import ServingProcess
 from agent.serving.windows import ServingWindows
 from agent.slots import Slots
-from agent.store import Draft, OutboxCounts, Store
+from agent.store import Store
 from agent.telemetry import UnitMeter, merge_windows, perf_drafts, read_machine, read_temperature_c, sys_draft
 from agent.traffic import Traffic
 from agent.twin import Twin
@@ -54,6 +55,7 @@ from agent.update.policy import Consents, UpdatePolicy
 from agent.update.poller import CheckState, Poller, run_child, run_stick_child
 from agent.update.probe import ProbeRules
 from agent.update.site_time import SiteTime
+from agent.update.store import UpdateStore
 from agent.uplink import Inbox, Uplink
 from protocol.clock import Clock, SystemClock, from_unix_ms, to_unix_ms
 from protocol.errors import DeviceError, InvalidError, TrustError
@@ -179,7 +181,7 @@ class Service:
         self._site_time = SiteTime(clock, floor=self._time_floor)
         self.policy = UpdatePolicy(config.update, Consents(self.store), site_time=self._site_time, on_change=self._on_policy_change)
         self._bucket = TokenBucket(config.update.bandwidth_kib_s * 1024, clock=SystemClock())  # bytes on a real link take real time
-        self.machine = self._make_machine(identity, slots, beside, self.store, DOWNLOADS, self._on_line_change)
+        self.machine = self._make_machine(identity, slots, beside, UpdateStore(self.store), DOWNLOADS, self._on_line_change)
         candidate_store = CandidateStore(self.store)
         machine = self._make_machine(identity, beside, slots, candidate_store, CANDIDATE_DOWNLOADS, self._on_candidate_change)
         self.candidates = Candidates(machine, beside, self.store, clock=clock, is_busy=self.machine.is_open, lines=slots)

@@ -27,8 +27,9 @@ from pydantic import ValidationError
 
 from agent.conditions import Conditions
 from agent.config import BrokerConfig
+from agent.database.outbox import SKETCH, OutboxRow
 from agent.identity import Identity
-from agent.store import SKETCH, OutboxRow, Store
+from agent.store import Store
 from agent.traffic import Meter, Traffic
 from protocol.clock import Clock, to_unix_ms
 from protocol.errors import ConfigError, ConflictError, DeviceError, InvalidError, MooringError, TransferError

@@ -29,7 +29,7 @@ ONLY_IMPORTERS: dict[str, tuple[str, ...]] = {
         "*/reference_store.py",
     ),
     "alembic": ("fleet/db.py", "fleet/migrations/"),
-    "sqlite_utils": ("agent/store.py",),
+    "sqlite_utils": ("agent/database/schema.py",),
     "tuf": ("protocol/trust/", "agent/update/fetch.py", "agent/update/tuf_cli.py", "fleet/registry/"),
     "securesystemslib": ("protocol/trust/", "fleet/registry/", "fleet/signer.py"),
     "cv2": ("agent/sources/opencv.py", "runtime/preprocess.py"),

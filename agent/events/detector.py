@@ -5,13 +5,13 @@ from datetime import datetime
 from typing import Any
 
 from agent.config import Keep, PipelineConfig
+from agent.database.outbox import Draft
 from agent.events.answers import Answer
 from agent.events.bodies import event_body, prediction_body, rule_body
 from agent.events.following import Following, zone_of
 from agent.events.judging import Changing, Judging
 from agent.events.schedule import Schedule
 from agent.events.telling import Happening, Limit, Teller
-from agent.store import Draft
 from agent.windows import zone_named
 from protocol.events import event_type
 from protocol.rules import AnyRule, ClassRule, CrossRule, DwellRule, EnterRule, LeaveRule

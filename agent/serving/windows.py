@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from agent.database.outbox import Draft
 from agent.serving.figures import Totals
-from agent.store import Draft
 
 
 class ServingWindows:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from agent.slots import SlotContent
-from agent.store import BlockedRow
 from agent.update.assignment import LineOffer
 from agent.update.journal import Update
+from agent.update.store import BlockedRow
 
 
 class Decision(StrEnum):

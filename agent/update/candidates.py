@@ -8,16 +8,16 @@ lies in named values of the store, apart from the journal of the lines.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from agent.slots import Slot, SlotName, Slots
-from agent.store import BlockedRow, UpdateRow, UpdateStepRow
 from agent.update.assignment import Assignment, CandidateRun, LineOffer
-from agent.update.journal import Update
+from agent.update.journal import Update, Values
 from agent.update.machine import UpdateMachine
 from agent.update.states import UpdateState
+from agent.update.store import BlockedRow, UpdateRow, UpdateStepRow
 from protocol.clock import Clock, to_unix_ms
 from protocol.ids import LineName, ReleaseVersion
 from protocol.messages import SlotReport
@@ -30,14 +30,6 @@ FOLDER = "candidates"
 MAX_BLOCKED = 64
 _ROW: TypeAdapter[UpdateRow] = TypeAdapter(UpdateRow)
 _BLOCKED: TypeAdapter[list[BlockedRow]] = TypeAdapter(list[BlockedRow])
-
-
-class Values(Protocol):
-    """What of `agent.store.Store` is used here; `set_value` is durable when it returns."""
-
-    def get_value(self, name: str) -> str | None: ...
-
-    def set_value(self, name: str, value: str) -> None: ...
 
 
 class CandidateStore:

@@ -5,18 +5,26 @@ from typing import Any, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
-from agent.store import BlockedRow, UpdateRow, UpdateStepRow
 from agent.update.assignment import LineOffer
 from agent.update.delivery import Delivery, Setbacks
 from agent.update.states import FINAL, UpdateState
+from agent.update.store import BlockedRow, UpdateRow, UpdateStepRow
 from protocol.clock import Clock
 from protocol.errors import DeviceError
 from protocol.ids import LineName, ReleaseVersion, new_id
 from runtime.selftest import Figures
 
 
-class JournalStore(Protocol):
-    """What of `agent.store.Store` the update machine uses; every write is durable when it returns."""
+class Values(Protocol):
+    """What is remembered by name, as `agent.store.Store` does; `set_value` is durable when it returns."""
+
+    def get_value(self, name: str) -> str | None: ...
+
+    def set_value(self, name: str, value: str) -> None: ...
+
+
+class JournalStore(Values, Protocol):
+    """What of `agent.update.store.UpdateStore` the update machine uses; every write is durable when it returns."""
 
     def load_update(self, line: str) -> UpdateRow | None: ...
 
@@ -33,10 +41,6 @@ class JournalStore(Protocol):
     def list_blocked(self) -> list[BlockedRow]: ...
 
     def unblock(self, line: str, release: str) -> None: ...
-
-    def get_value(self, name: str) -> str | None: ...
-
-    def set_value(self, name: str, value: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Protocol
 from agent.config import UpdateConfig, WindowConfig
 from agent.update.assignment import LineOffer
 from agent.update.delivery import Delivery
+from agent.update.journal import Values
 from agent.windows import Window, is_open, next_opening, zone_named
 
 #: Assignments of a line that consent is remembered for.
@@ -106,18 +107,10 @@ class OpenPolicy:
         return None
 
 
-class ValueStore(Protocol):
-    """Where consent is remembered; a write is durable when it returns."""
-
-    def get_value(self, name: str) -> str | None: ...
-
-    def set_value(self, name: str, value: str) -> None: ...
-
-
 class Consents:
     """What people said per line about its latest assignments; a word holds for no other assignment."""
 
-    def __init__(self, store: ValueStore) -> None:
+    def __init__(self, store: Values) -> None:
         self._store = store
 
     def give(self, line: str, assignment: str, *, is_given: bool) -> None:

@@ -14,7 +14,7 @@ from agent.children import run_bounded
 from agent.configuration import ConfigurationOffer
 from agent.update.assignment import MAX_DOCUMENT_BYTES, Assignment, CheckAnswer, CheckError, parse_answer
 from agent.update.check import CheckWish, command_of
-from agent.update.journal import JournalStore
+from agent.update.journal import Values
 from agent.update.machine import UpdateMachine
 from protocol.clock import Clock, from_unix_ms
 from protocol.errors import InvalidError, MooringError, TrustError
@@ -77,7 +77,7 @@ class Poller:
     def __init__(
         self,
         machine: UpdateMachine,
-        store: JournalStore,
+        store: Values,
         *,
         state_dir: Path,
         clock: Clock,

@@ -296,7 +296,7 @@ def test_a_full_disk_is_told_and_ends_without_loss(tmp_path, api, server, start)
 
 
 def _large_event():
-    from agent.store import Draft
+    from agent.database.outbox import Draft
 
     return Draft("event", (), {"type": "x", "source": "y", "data": {"text": "z" * 20_000}})
 

@@ -7,14 +7,16 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from waiting import wait_until
 
-from agent.store import BlockedRow, Draft, Store, UpdateRow, UpdateStepRow, prepare_in_child
+from agent.database.file import prepare_in_child
+from agent.database.outbox import Draft
+from agent.store import Store
 from protocol.clock import Clock, SystemClock
 from protocol.errors import DeviceError, InvalidError
 from protocol.messages import Ack, AckStream, Desired, TelPerf
@@ -243,28 +245,6 @@ def test_a_folder_without_permission_is_named(tmp_path):
         open_store(blocker)
 
 
-def test_update_journal_round_trip(tmp_path):
-    row = UpdateRow("u-1", "digits", "1.1", 2, "a-1", 1, "downloading", 3, "a", "", "", "{}", NOW)
-    blocked = BlockedRow("digits", "1.2", 1, "self_test_failed", "3 of 8", NOW, ("sha256:" + "0" * 64,))
-    with open_store(tmp_path) as store:
-        assert store.load_update("digits") is None
-        store.save_update(row)
-        for index in range(205):
-            step = UpdateStepRow("u-1", "digits", "1.1", f"s{index}", NOW + timedelta(seconds=index))
-            store.add_step(step)
-        store.block(blocked)
-    with open_store(tmp_path) as store:
-        assert store.load_update("digits") == row
-        assert store.list_updates() == [row]
-        assert store.list_steps("digits", 2) == [
-            UpdateStepRow("u-1", "digits", "1.1", f"s{i}", NOW + timedelta(seconds=i)) for i in (203, 204)
-        ]
-        assert len(store.list_steps("digits", 1000)) == 200
-        assert store.list_blocked() == [blocked]
-        store.unblock("digits", "1.2")
-        assert store.list_blocked() == []
-
-
 def test_values_counters_and_the_twin_survive(tmp_path):
     with open_store(tmp_path) as store:
         assert store.desired() is None
@@ -297,7 +277,8 @@ def test_a_second_open_needs_no_schema_library(tmp_path):
 
 def test_a_file_prepared_by_a_child_needs_no_schema_library_here(tmp_path):
     path = tmp_path / "state" / "outbox.db"
-    code = "import sys; from pathlib import Path; from agent.store import Store, prepare_in_child; from protocol.clock import SystemClock\n"
+    code = "import sys; from pathlib import Path; from agent.database.file import prepare_in_child; from agent.store import Store\n"
+    code += "from protocol.clock import SystemClock\n"
     code += f"path = Path({str(path)!r}); prepare_in_child(path); Store(path, clock=SystemClock()).close()\n"
     code += "print('sqlite_utils' in sys.modules)"
     for _ in range(2):

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waiting import wait_until
 
+from agent.database.outbox import OutboxCounts
 from agent.sources.states import Channel
-from agent.store import OutboxCounts
 from agent.telemetry import (
     Machine,
     UnitMeter,

@@ -17,7 +17,8 @@ from waiting import PATIENCE_S, wait_until
 from agent import uplink
 from agent.conditions import Conditions
 from agent.config import BrokerConfig
-from agent.store import SketchDraft, Store
+from agent.database.outbox import SketchDraft
+from agent.store import Store
 from agent.traffic import Traffic
 from agent.uplink import Inbox, Uplink, explain_refusal, parse_endpoint, pause_after, schema_of
 from fleet.broker import free_port

@@ -24,8 +24,9 @@ from waiting import wait_until
 
 from agent.conditions import Conditions
 from agent.config import BrokerConfig
+from agent.database.outbox import Draft
 from agent.identity import Enrollment, Identity, load_identity
-from agent.store import Draft, Store
+from agent.store import Store
 from agent.uplink import Inbox, Uplink
 from fleet.broker import INGEST, PROBE, BrokerOptions, EmbeddedBroker
 from fleet.bus import new_share_name

@@ -18,6 +18,7 @@ SOURCES = (
     "protocol/trust",
     "protocol/delta",
     "protocol/files.py",
+    "agent/database",
     "agent/store.py",
 )
 #: Callables whose second argument is such a code.

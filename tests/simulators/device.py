@@ -15,13 +15,13 @@ from simulators.deltas import FakeApplier
 from simulators.disk import FakeDisk, Faults, PowerCut
 
 from agent.slots import Disk, Slots
-from agent.store import BlockedRow, UpdateRow, UpdateStepRow
 from agent.update.assignment import Assignment, LineOffer, OfferedFile
 from agent.update.fetch import Downloads
 from agent.update.installers import ModelInstaller
 from agent.update.machine import MAX_LOAD_FAILURES, UpdateMachine
 from agent.update.policy import Policy
 from agent.update.probe import ProbeRules
+from agent.update.store import BlockedRow, UpdateRow, UpdateStepRow
 from protocol.errors import DeviceError
 from protocol.ids import Digest, LineName, ReleaseVersion
 from runtime.selftest import Activation, Figures, SelfTest
@@ -95,7 +95,7 @@ def make_release(
 
 
 class MemoryStore:
-    """`agent.store.Store` as the update machine uses it; each write is one atomic, durable effect. A full disk refuses it."""
+    """`agent.update.store.UpdateStore` as the update machine uses it; each write is one atomic, durable effect. A full disk refuses it."""
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults

@@ -24,6 +24,7 @@ from agent.update.installers import ModelInstaller
 from agent.update.machine import UpdateMachine
 from agent.update.probe import ProbeRules
 from agent.update.states import FINAL, UpdateState
+from agent.update.store import UpdateStore
 from protocol.clock import SystemClock
 from protocol.ids import LineName
 from runtime.selftest import Activation, Figures, SelfTest
@@ -99,7 +100,7 @@ def tell(line: str) -> None:
 class Death:
     """Comes a while after the update's row says a state."""
 
-    def __init__(self, store: Store, state: str, after_s: float) -> None:
+    def __init__(self, store: UpdateStore, state: str, after_s: float) -> None:
         self._store, self._state, self._after_s = store, state, after_s
         self._due = threading.Event()
         threading.Thread(target=self._wait, daemon=True).start()
@@ -128,14 +129,15 @@ def run(state: Path, url: str, *, die_in: str, after_s: float) -> None:
     downloads = Downloads(state / "downloads", lambda: nullcontext(client), clock=clock, disk=disk)
     rules = ProbeRules(min_inferences=100, min_seconds=0.1, max_seconds=10.0)
     installer = ModelInstaller(slots, PretendedEngine(), disk=disk)
-    death = Death(store, die_in, after_s)
-    machine = UpdateMachine(store, slots, installer, downloads, clock=clock, rules=rules, on_change=death.look)
+    updates = UpdateStore(store)
+    death = Death(updates, die_in, after_s)
+    machine = UpdateMachine(updates, slots, installer, downloads, clock=clock, rules=rules, on_change=death.look)
     threading.Thread(target=machine.run, args=(threading.Event(),), daemon=True).start()
     threading.Thread(target=add_rows, args=(store,), daemon=True).start()
     tell("up")
     pause = threading.Event()
     while True:
-        row = store.load_update(LINE)
+        row = updates.load_update(LINE)
         number = 0 if row is None else row.attempt
         if row is None or UpdateState(row.state) in FINAL:
             if row is not None:

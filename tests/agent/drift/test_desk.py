@@ -16,7 +16,8 @@ import os, sys
 from pathlib import Path
 from agent.config import DriftConfig
 from agent.drift.desk import DriftDesk
-from agent.store import Store, prepare_in_child
+from agent.database.file import prepare_in_child
+from agent.store import Store
 from protocol.clock import SystemClock
 
 clock = SystemClock()

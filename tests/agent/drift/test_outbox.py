@@ -10,13 +10,14 @@ from grids import wide_grid
 from simulators.clock import FakeClock
 from simulators.drift_rows import make_grid
 
+from agent.database.outbox import SKETCH, SketchDraft
 from agent.drift.check import CheckState
 from agent.drift.desk import DriftDesk
 from agent.drift.references import Watched, learned_draft
 from agent.drift.sending import hour_draft
 from agent.drift.store import CheckRow, DriftStore, Flag, Subject
 from agent.drift.windows import begin, row_of
-from agent.store import SKETCH, SketchDraft, Store
+from agent.store import Store
 from protocol.errors import InvalidError
 from protocol.messages import Ack, AckStream, ReferenceLearned
 from protocol.sketches.codec import decode, read_head

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from simulators.answers import answer, box_at, saw_boxes, saw_class, saw_value
 
 from agent.config import PipelineConfig
+from agent.database.outbox import Draft
 from agent.events.bodies import prediction_body
 from agent.events.detector import CLASS_CHANGED, EVENT_BURST, SCORE_OVER, EventDetector
 from agent.inference.messages import ScoredLabel
-from agent.store import Draft
 from protocol.messages import Event, Inference
 
 ENVELOPE = {"v": 1, "ts": 1, "clk": "ok", "boot": "b", "epoch": "e"}

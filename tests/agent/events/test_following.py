@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from simulators.answers import box_at, saw_boxes
 
 from agent.config import PipelineConfig
+from agent.database.outbox import Draft
 from agent.events.detector import EventDetector
 from agent.events.following import MAX_FOLLOWED
-from agent.store import Draft
 from protocol.events import RuleEvent
 
 DRIVE = {"name": "drive", "points": [[0.0, 0.5], [1.0, 0.5], [1.0, 1.0], [0.0, 1.0]]}

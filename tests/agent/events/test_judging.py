@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from simulators.answers import answer, box_at, saw_boxes, saw_class, saw_value
 
 from agent.config import PipelineConfig
+from agent.database.outbox import Draft
 from agent.events.detector import SILENT_MS, EventDetector
-from agent.store import Draft
 from protocol.events import RuleEvent
 
 DRIVE = {"name": "drive", "points": [[0.0, 0.5], [1.0, 0.5], [1.0, 1.0], [0.0, 1.0]]}

@@ -35,6 +35,7 @@ from agent.update.installers import ModelInstaller
 from agent.update.machine import UpdateMachine
 from agent.update.policy import Consents, UpdatePolicy
 from agent.update.probe import ProbeRules
+from agent.update.store import UpdateStore
 from fleet.registry.delta_encoder import encode
 from protocol.clock import SystemClock
 from protocol.ids import ReleaseVersion
@@ -90,7 +91,7 @@ class Device:
         downloads = Downloads(state / "downloads", client, clock=clock, bucket=bucket)
         self.policy = UpdatePolicy(config, Consents(self.store))
         self.machine = UpdateMachine(
-            self.store,
+            UpdateStore(self.store),
             self.slots,
             ModelInstaller(self.slots, PretendedEngine()),
             downloads,
