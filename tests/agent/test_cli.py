@@ -337,7 +337,7 @@ def test_consent_without_a_clear_answer_or_an_agent_says_so(run, arguments, stat
 
 
 def test_status_says_where_each_setting_comes_from():
-    from agent.cli import _show_configuration
+    from agent.commands.status import show_configuration
 
     said: list[str] = []
     body = {
@@ -349,7 +349,7 @@ def test_status_says_where_each_setting_comes_from():
         "ignored": {"group.zoom": "unknown key"},
         "returned": {"group": "doors", "rev": 8, "reason": "link_lost", "text": "300 s"},
     }
-    _show_configuration(body, said.append)
+    show_configuration(body, said.append)
     assert said == [
         "  configuration: doors/7 (returned)",
         "    went back from doors/8: link_lost: 300 s",
@@ -361,9 +361,9 @@ def test_status_says_where_each_setting_comes_from():
 
 
 def test_an_import_that_a_restarted_agent_has_forgotten_is_not_called_copied():
-    from agent.cli import _show_import
+    from agent.commands.updates import show_import
     from agent.importing import ImportState
 
     said: list[str] = []
-    _show_import(asdict(ImportState()) | {"running": True}, said.append)
+    show_import(asdict(ImportState()) | {"running": True}, said.append)
     assert said == ["The agent was started again meanwhile and has forgotten this import. Leave the stick in and import it once more."]

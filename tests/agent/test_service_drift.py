@@ -260,10 +260,10 @@ def test_kept_sub_windows_are_copied_into_a_file(service: Service, clock: FakeCl
 
 
 def test_drift_is_shown_in_words(service: Service, clock: FakeClock, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from agent.cli import _show_drift
+    from agent.commands.drift import show_drift
 
     lines: list[str] = []
-    _show_drift(service.drift.figures(), lines.append)
+    show_drift(service.drift.figures(), lines.append)
     assert lines == ["drift front: not watched: its release brings no reference profile"]
     grid = make_grid()
     work(service, clock, World(grid, make_profile(tmp_path / "slot", grid)), rows=3)
@@ -281,7 +281,7 @@ def test_drift_is_shown_in_words(service: Service, clock: FakeClock, tmp_path: P
     by_classes = raised | {"look": "classes-1h", "stretch": 6, "features": [{"name": "classes"}]}
     at_once = raised | {"look": "all-10min", "stretch": 1}
     lines.clear()
-    _show_drift({**figures, "pipelines": [one, raised, by_classes, at_once], "lost": 4}, lines.append, "  ")
+    show_drift({**figures, "pipelines": [one, raised, by_classes, at_once], "lost": 4}, lines.append, "  ")
     assert lines == [
         "  drift front: learning what is normal here, 0 of 14 complete days",
         "  drift front: watched, evidence 6e+04 of 5.26e+04; DRIFT raised in the mean of 3 hours: image.sharpness",

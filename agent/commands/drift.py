@@ -1,0 +1,75 @@
+"""What is watched in front of the models: shown, and copied into a file for the server."""
+
+import argparse
+from typing import Any
+
+from agent.commands.output import Out, answer
+from agent.commands.settings import load
+from protocol.errors import ConfigError, NotFoundError
+
+#: `DriftPipeline.grade` in words.
+_GRADES = {
+    "off": "not watched (setting drift.enabled)",
+    "none": "not watched: its release brings no reference profile",
+    "collecting": "learning what is normal here",
+    "provisional": "watched by a provisional reference",
+    "calibrated": "watched",
+}
+
+
+def show(options: argparse.Namespace) -> int:
+    from agent.control import ask
+
+    found = ask(load(options).config.control_socket, "drift")
+    answer(options, found, lambda out: show_drift(found, out))
+    return 0
+
+
+def record(options: argparse.Namespace) -> int:
+    from agent.drift.store import SUBWINDOWS_PER_DAY, read_windows
+    from protocol.clock import from_environment
+    from protocol.sketches.recording import encode_recording
+
+    config = load(options).config
+    now_w0 = int(from_environment().now().timestamp() // 600)
+    rows, grids = read_windows(config.store_path, since=now_w0 - options.days * SUBWINDOWS_PER_DAY, pipeline=options.pipeline)
+    rows = [row for row in rows if row.rows]
+    if not rows:
+        raise NotFoundError(
+            f"No sub-windows of the last {options.days} days are kept here.",
+            hint="`mooring-agent drift show` says what is watched; a sub-window takes ten minutes.",
+        )
+    used = {row.subject.grid for row in rows}
+    data = encode_recording({name: body for name, body in grids.items() if name in used}, (row.body for row in rows))
+    try:
+        options.output.write_bytes(data)
+    except OSError as error:
+        raise ConfigError(f"{options.output} cannot be written: {error.strerror}.") from None
+    pipelines = sorted({row.subject.pipeline for row in rows})
+    said = {"file": str(options.output), "bytes": len(data), "subwindows": len(rows), "pipelines": pipelines}
+    text = f"{len(rows)} sub-windows of {', '.join(pipelines)} in {options.output}. At the server: mooring drift reference import"
+    answer(options, said, lambda out: out(text))
+    return 0
+
+
+def show_drift(found: dict[str, Any], out: Out, indent: str = "") -> None:
+    for one in found["pipelines"]:
+        text = _GRADES.get(one["grade"], one["grade"])
+        if one["grade"] == "collecting":
+            text += f", {one['days']} of 14 complete days"
+        if one["threshold"] is not None:
+            text += f", evidence {one['evidence']:.3g} of {one['threshold']:.3g}"
+        if one["state"] != "ok":
+            names = ", ".join(feature["name"] for feature in one["features"][:3])
+            text += f"; DRIFT {one['state']}{_seen_in(one.get('look', ''), one.get('stretch', 0))}: {names}"
+        out(f"{indent}drift {one['pipeline']}: {text}")
+    if found["lost"]:
+        out(f"{indent}drift: {found['lost']} rows were lost or skipped")
+
+
+def _seen_in(look: str, stretch: int) -> str:
+    """Which look found it, in words; stretch in sub-windows."""
+    if not stretch:
+        return ""
+    what = "the shares of classes" if look.startswith("classes") else "the mean"
+    return " in ten minutes" if stretch == 1 else f" in {what} of {'an hour' if stretch == 6 else f'{stretch / 6:.3g} hours'}"

@@ -1,0 +1,44 @@
+"""The settings that a command works by, and the commands that show and check them."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from agent.commands.output import Out, answer
+from agent.settings.loading import LoadedConfig, load_config, parse_value
+from protocol.errors import ConfigError
+
+
+def load(options: argparse.Namespace) -> LoadedConfig:
+    flags: dict[str, Any] = {"state_dir": options.state_dir, "run_dir": options.run_dir}
+    for setting in options.set:
+        key, separator, value = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {setting!r} has no value.", hint="Wanted: --set key=value, e.g. --set update.poll_s=60.")
+        flags[key] = parse_value(key, value)
+    environment = dict(os.environ)
+    loaded = load_config(flags=flags, environment=environment, config_path=options.config)
+    if options.state_dir and "run_dir" not in loaded.origins:  # without root, one folder is enough
+        flags["run_dir"] = str(Path(options.state_dir) / "run")
+        loaded = load_config(flags=flags, environment=environment, config_path=options.config)
+    return loaded
+
+
+def show(options: argparse.Namespace) -> int:
+    rows = load(options).rows()
+    found = {key: {"value": value, "origin": origin} for key, value, origin in rows}
+
+    def show(out: Out) -> None:
+        for key, value, origin in rows:
+            out(f"{key} = {json.dumps(value)}" + (f"  # {origin}" if options.origin else ""))
+
+    answer(options, found, show)
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    load(options)
+    answer(options, {"ok": True}, lambda out: out("The settings are good."))
+    return 0
