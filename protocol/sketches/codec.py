@@ -4,7 +4,9 @@ A window says of itself all that its key needs but the device, which the authent
 needs no grid; only who has the grid opens the rest. Everything malformed is refused with a code of `REFUSALS`; unknown keys are ignored.
 """
 
+import math
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -327,10 +329,10 @@ def merged(windows: Sequence[SketchWindow], grid: Grid) -> SketchWindow:
 
 def encode_moments(moments: IntArray) -> bytes:
     """int64[features, 4] packed; those of a feature without any finite value as zeros."""
-    is_empty = moments[:, 2] > moments[:, 3]
-    packed = leb128.zigzag(moments)
-    packed[:, 1] = moments[:, 1]
-    packed[is_empty] = 0
+    packed = list[int]()
+    for total, squares, least, greatest in moments.tolist():
+        zigzag = (leb128.zigzag(total), squares, leb128.zigzag(least), leb128.zigzag(greatest))
+        packed += (0, 0, 0, 0) if least > greatest else zigzag
     return leb128.encode(packed)
 
 
@@ -415,8 +417,9 @@ def _check_ids(grid_id: bytes, model: bytes, reference_id: bytes | None) -> None
 
 def _check_rows(nsub: int, mask: int, counts: Counts) -> None:
     _check_totals(nsub, mask, (counts.rows, counts.effective, counts.excluded), counts.conditions)
-    objects = int(counts.classes.max()) if counts.classes.size else 0
-    if objects > counts.rows * MAX_OBJECTS_PER_ROW or (counts.classes.size and int(counts.classes.min()) < 0):
+    classes: list[int] = counts.classes.tolist()
+    objects = max(classes, default=0)
+    if objects > counts.rows * MAX_OBJECTS_PER_ROW or min(classes, default=0) < 0:
         _refuse("bad-window", f"{objects} objects of a class in {counts.rows} rows", f"0 to {MAX_OBJECTS_PER_ROW} a row")
 
 
@@ -438,12 +441,12 @@ def _check_totals(nsub: int, mask: int, totals: tuple[int, int, int], conditions
 def _check_scores(scores: FloatArray, nsub: int, mask: int, reference_id: bytes | None) -> None:
     if scores.shape != (nsub,):
         _refuse("bad-scores", f"{scores.size} scores", f"{nsub}, one per sub-window")
-    is_known = ~np.isnan(scores)
-    if (is_known & ((scores < 0) | np.isinf(scores))).any():
+    known: dict[int, float] = {index: score for index, score in enumerate(scores.tolist()) if not math.isnan(score)}
+    if any(score < 0 or math.isinf(score) for score in known.values()):
         _refuse("bad-scores", "A score that is negative or infinite", "0 or more, or NaN")
-    if is_known.any() and reference_id is None:
+    if known and reference_id is None:
         _refuse("bad-scores", "Scores without a reference id", "both or neither")
-    if any(not mask >> int(index) & 1 for index in np.flatnonzero(is_known)):
+    if any(not mask >> index & 1 for index in known):
         _refuse("bad-scores", "A score of a sub-window without rows", "NaN there")
 
 
@@ -452,7 +455,7 @@ def _mask_bytes(nsub: int) -> int:
 
 
 def _score_bytes(scores: FloatArray) -> bytes:
-    return np.where(np.isnan(scores), np.float32(np.nan), scores).astype("<f4").tobytes()
+    return struct.pack(f"<{len(scores)}f", *(math.nan if math.isnan(score) else score for score in scores.tolist()))
 
 
 def _refuse(code: str, seen: str, wanted: str) -> NoReturn:

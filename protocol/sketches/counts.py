@@ -1,11 +1,16 @@
 """Counts on a grid: how rows become them and how they add up, cell by cell in whole numbers, in any order to the same (DRIFT 2).
 
 One thread owns a `Sketcher`. Adding a row copies it into a ring of float32; cells are found for a whole ring at once, by sorting
-it: that takes a third of what `searchsorted` of unordered values does.
+it: that takes a third of what `searchsorted` of unordered values does. A few features at a time, and what is one number for each
+feature in Python: what a flush takes for a moment stays with the process, and each kind of work that numpy is asked for brings 64 KB of
+its library into memory (ADR 0052).
 """
 
+import math
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from types import MappingProxyType
 
 import numpy as np
@@ -18,6 +23,8 @@ from protocol.sketches.leb128 import IntArray
 MOMENT_UNIT, MOMENT_LIMIT = 256, 4096
 #: Rows between two flushes.
 RING_ROWS = 1000
+#: Features whose rows are counted at once.
+_AT_ONCE = 16
 #: Share of a feature in one outer bin from which the grid no longer fits it.
 _OUTER_SHARE = 0.05
 #: A feature varies when its variance is more than this part of its mean square.
@@ -134,12 +141,12 @@ class Sketcher:
         self._excluded = 0
         self._bounds = [_bounds(feature) for feature in grid.features]
         # one number more than cells for each feature: NaN below zero, 0, up to each bound, all
-        sizes = np.array([feature.cells + 1 for feature in grid.features])
-        self._firsts: IntArray = np.cumsum(sizes) - sizes
-        self._places = [slice(int(at) + 2, int(at + size) - 1) for at, size in zip(self._firsts, sizes, strict=True)]
-        self._kept: IntArray = np.delete(np.arange(sizes.sum() - 1), self._firsts[1:] - 1)
+        starts = tuple(accumulate((feature.cells + 1 for feature in grid.features), initial=0))
+        self._spans = tuple(pairwise(starts))
+        between = {start - 1 for start in starts}
+        self._kept: IntArray = np.array([at for at in range(starts[-1]) if at not in between], dtype=np.int64)
         self._centers: _DoubleArray = np.array([[feature.center] for feature in grid.features])
-        self._factors: _DoubleArray = MOMENT_UNIT / np.array([[feature.scale] for feature in grid.features])
+        self._factors: _DoubleArray = np.array([[MOMENT_UNIT / feature.scale] for feature in grid.features])
 
     @property
     def rows(self) -> int:
@@ -174,7 +181,8 @@ class Sketcher:
     def flush(self) -> None:
         """Find the cells of the rows in the ring; nothing is lost when the ring starts anew."""
         if self._at:
-            self._flushed = added(self._flushed, self._counted(self._ring[: self._at]))
+            counted = self._counted(self._ring[: self._at])
+            self._flushed = added(self._flushed, counted) if self._flushed.rows else counted
             self._at = 0
 
     def peek(self) -> Counts:
@@ -196,75 +204,103 @@ class Sketcher:
         return taken
 
     def _counted(self, rows: FloatArray) -> Counts:
-        n = len(rows)
-        columns = rows.T.copy(order="C")
-        is_finite = np.isfinite(columns)
-        is_whole = bool(is_finite.all())
-        values = np.full(len(columns), n) if is_whole else is_finite.sum(axis=1)
-        if not is_whole:
-            columns[~is_finite] = np.nan
-        v: _DoubleArray = columns - self._centers
-        v *= self._factors
-        if not is_whole:  # what is not known counts as average in the one, not at all in the other
-            means = np.nansum(v, axis=1) / np.maximum(values, 1)
-            v = np.where(is_finite, v, means[:, None])
-        effective = _effective(v)
-        _round(v)
-        if not is_whole:
-            v[~is_finite] = 0
-        columns.sort(axis=1)  # NaN last
-        cells, moments = self._cells(columns, values), self._moments(v, columns, values)
-        return Counts(n, effective, 0, cells, moments, np.zeros(len(self._classes), dtype=np.int64))
+        """The counts of rows float32[n, features], n above 0."""
+        n, features = rows.shape
+        up_to: IntArray = np.zeros(self._spans[-1][1], dtype=np.int64)
+        moments, followed = list[list[int]](), list[float]()
+        for start in range(0, features, _AT_ONCE):
+            places = range(start, min(start + _AT_ONCE, features))
+            its_moments, its_followed = self._count(rows[:, start : places.stop], places, up_to)
+            moments += its_moments
+            followed += its_followed
+        cells: IntArray = (up_to[1:] - up_to[:-1])[self._kept]
+        classes = np.zeros(len(self._classes), dtype=np.int64)
+        return Counts(n, _effective(n, followed), 0, cells, np.array(moments, dtype=np.int64), classes)
 
-    def _cells(self, ordered: FloatArray, values: IntArray) -> IntArray:
-        """The cells of float32[features, n], ascending, NaN last: differences of how many lie up to each bound."""
-        n = ordered.shape[1]
-        up_to = np.zeros(self.grid.cells + len(ordered), dtype=np.int64)
-        up_to[self._firsts] = values - n
-        up_to[self._firsts[1:] - 1] = values[:-1]
-        up_to[-1] = values[-1]
-        for column, bounds, place in zip(ordered, self._bounds, self._places, strict=True):
-            up_to[place] = column.searchsorted(bounds, "right")
-        return np.asarray((up_to[1:] - up_to[:-1])[self._kept])
+    def _count(self, rows: FloatArray, places: range, up_to: IntArray) -> tuple[list[list[int]], list[float]]:
+        """Of the features at these places, rows float32[n, some]: moments of each, and the autocorrelations of those that vary.
 
-    def _moments(self, v: _DoubleArray, ordered: FloatArray, values: IntArray) -> IntArray:
-        """Sums of v and of its squares, least and greatest v: int64[features, 4]; `ordered` are the values it was made of."""
-        moments = empty_moments(len(v))
-        moments[:, 0] = v.sum(axis=1)  # exact: sums stay below 2^53
-        moments[:, 1] = np.einsum("fn,fn->f", v, v)
-        known = np.flatnonzero(values)
-        ends = np.stack([ordered[known, 0], ordered[known, values[known] - 1]], axis=1)
-        moments[known, 2:] = _round((ends - self._centers[known]) * self._factors[known])
-        return moments
+        Puts into `up_to`, int64[grid.cells + features], how many values lie up to each bound.
+        """
+        n, columns = len(rows), rows.T.copy(order="C")
+        ordered, values = _ordered(columns)
+        v: _DoubleArray = columns - self._centers[places.start : places.stop]
+        v *= self._factors[places.start : places.stop]
+        is_whole = min(values) == n
+        if not is_whole:
+            _fill(v, columns, values)
+        ends = []
+        for at, known, numbers in zip(places, values, ordered, strict=True):
+            begin, end = self._spans[at]
+            up_to[begin], up_to[end - 1] = known - n, known
+            up_to[begin + 2 : end - 1] = numbers.searchsorted(self._bounds[at], "right")
+            feature = self.grid.features[at]
+            ends.append((_cut(numbers[0], feature), _cut(numbers[known - 1], feature)) if known else (MOMENT_LIMIT, -MOMENT_LIMIT))
+        followed = _followed(v)
+        np.rint(v, out=v)
+        if any(abs(end) == MOMENT_LIMIT for both in ends for end in both):
+            v.clip(-MOMENT_LIMIT, MOMENT_LIMIT, out=v)
+        if not is_whole:
+            v[np.isnan(columns)] = 0
+        sums = zip(v.sum(axis=1).tolist(), np.einsum("fn,fn->f", v, v).tolist(), ends, strict=True)
+        return [[int(total), int(squares), *both] for total, squares, both in sums], followed  # exact: sums stay below 2^53
 
 
 def _bounds(feature: FeatureGrid) -> FloatArray:
     """The largest value of each cell but the last, from under on: float32[K + 1]."""
-    with np.errstate(over="ignore"):
-        below = np.nextafter(np.float32(feature.low), np.float32(-np.inf))
-    return np.array([below, *feature.edges, feature.high], dtype=np.float32)
+    return np.array([_below(feature.low), *feature.edges, feature.high], dtype=np.float32)
 
 
-def _round(v: _DoubleArray) -> _DoubleArray:
-    """The same array, rounded and cut."""
-    np.rint(v, out=v)
-    return v.clip(-MOMENT_LIMIT, MOMENT_LIMIT, out=v)
+def _below(number: float) -> float:
+    """The greatest float32 below this one: bits of floats count up from zero, either way."""
+    (bits,) = struct.unpack("<i", struct.pack("<f", number))
+    before = bits - 1 if number > 0 else bits + 1 if number < 0 else -(1 << 31) + 1
+    (below,) = struct.unpack("<f", struct.pack("<i", before))
+    return float(below)
 
 
-def _effective(v: _DoubleArray) -> int:
-    """The median over features of n (1 - r) / (1 + r), r the lag-1 autocorrelation of v [features, n]: 1 to n.
+def _cut(value: np.float32, feature: FeatureGrid) -> int:
+    """The v of one value that is a number."""
+    v = (float(value) - feature.center) * (MOMENT_UNIT / feature.scale)
+    return max(-MOMENT_LIMIT, min(MOMENT_LIMIT, round(v)))
 
-    Features that do not vary tell nothing. From sums of what is not centered: no copy is made, and nine digits are enough.
+
+def _ordered(columns: FloatArray) -> tuple[FloatArray, list[int]]:
+    """float32[features, n] with each feature's values ascending, NaN last, and how many are numbers; infinities of `columns` become NaN."""
+    ordered = columns.copy()
+    ordered.sort(axis=1)
+    if all(map(math.isfinite, (*ordered[:, 0].tolist(), *ordered[:, -1].tolist()))):
+        return ordered, [columns.shape[1]] * len(columns)
+    is_finite = np.isfinite(columns)
+    columns[~is_finite] = np.nan
+    return np.sort(columns, axis=1), is_finite.sum(axis=1).tolist()
+
+
+def _fill(v: _DoubleArray, columns: FloatArray, values: Sequence[int]) -> None:
+    """Where rows are said to follow each other, what is not known counts as the average of its feature: v, columns [features, n]."""
+    means = np.nansum(v, axis=1) / np.maximum(values, 1)
+    np.copyto(v, means[:, None], where=np.isnan(columns))
+
+
+def _followed(v: _DoubleArray) -> list[float]:
+    """The lag-1 autocorrelation of each feature of v [features, n] that varies; the others tell nothing.
+
+    From sums of what is not centered: no copy is made, and nine digits are enough.
     """
     n: int = v.shape[1]
-    sums, squares = v.sum(axis=1), np.einsum("fn,fn->f", v, v)
-    means = sums / n
-    products = np.einsum("fn,fn->f", v[:, :-1], v[:, 1:]) - means * (2 * sums - v[:, 0] - v[:, -1] - (n - 1) * means)
-    spread = squares - sums * means
-    varies = spread > _LEAST_SPREAD * squares
-    if not varies.any():
+    sums = (v.sum(axis=1), np.einsum("fn,fn->f", v, v), np.einsum("fn,fn->f", v[:, :-1], v[:, 1:]), v[:, 0], v[:, -1])
+    found = []
+    for total, square, product, first, last in zip(*(one.tolist() for one in sums), strict=True):
+        mean = total / n
+        spread = square - total * mean
+        if spread > _LEAST_SPREAD * square:
+            found.append((product - mean * (2 * total - first - last - (n - 1) * mean)) / spread)
+    return found
+
+
+def _effective(n: int, followed: Sequence[float]) -> int:
+    """How many independent rows n rows are worth, 1 to n: the median over features of n (1 - r) / (1 + r), r of `_followed`."""
+    if not followed:
         return min(1, n)
-    r = products[varies] / spread[varies]
-    effective = np.sort(n * (1 - r) / np.maximum(1 + r, 1e-9))
-    median = (effective[(len(effective) - 1) // 2] + effective[len(effective) // 2]) / 2
-    return max(1, min(n, round(float(median))))
+    worth = sorted(n * (1 - r) / max(1 + r, 1e-9) for r in followed)
+    return max(1, min(n, round((worth[(len(worth) - 1) // 2] + worth[len(worth) // 2]) / 2)))

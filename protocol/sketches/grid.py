@@ -5,12 +5,14 @@ A grid is never changed, only followed by another one: its id is the digest of i
 """
 
 import hashlib
+import math
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -73,13 +75,11 @@ class FeatureGrid:
     def __post_init__(self) -> None:
         _require(_NAME.fullmatch(self.name) is not None, f"Feature {self.name[:80]!r}", f"a name like {_NAME.pattern}")
         what = f"The grid of feature {self.name}"
-        numbers = np.array([*self.edges, self.low, self.high, self.center, self.scale, *self.masses], dtype=np.float64)
+        numbers = (*self.edges, self.low, self.high, self.center, self.scale, *self.masses)
         _require(len(self.edges) < MAX_BINS, f"{what} with {len(self.edges) + 1} bins", f"at most {MAX_BINS}")
         _require(len(self.masses) == len(self.edges) + 1, f"{what} with {len(self.masses)} masses", f"{len(self.edges) + 1}, one per bin")
-        _require(bool(np.isfinite(numbers).all()), f"{what} with NaN or infinity", "finite numbers")
-        with np.errstate(over="ignore", invalid="ignore"):
-            is_exact = bool((numbers == numbers.astype(np.float32)).all())
-        _require(is_exact, f"{what} with numbers of more than 24 bits", "float32 numbers")
+        _require(all(map(math.isfinite, numbers)), f"{what} with NaN or infinity", "finite numbers")
+        _require(_are_float32(numbers), f"{what} with numbers of more than 24 bits", "float32 numbers")
         bounds = [self.low, *self.edges, self.high]
         is_ascending = all(a < b for a, b in pairwise(bounds[1:])) and (not self.edges or self.low <= self.edges[0])
         _require(self.low <= self.high and is_ascending, f"{what} with edges out of order", "low <= e1 < e2 < … < high")
@@ -139,7 +139,7 @@ class Grid:
     @cached_property
     def offsets(self) -> tuple[int, ...]:
         """Where each feature's cells begin in the flat counts, and one more: their number."""
-        return tuple(int(at) for at in np.cumsum([0, *(feature.cells for feature in self.features)]))
+        return tuple(accumulate((feature.cells for feature in self.features), initial=0))
 
     @property
     def cells(self) -> int:
@@ -251,6 +251,14 @@ def _pack(numbers: Sequence[float]) -> bytes:
 def _unpack(data: Any) -> tuple[float, ...]:
     _require(isinstance(data, bytes) and len(data) % 4 == 0 and len(data) <= 4 * MAX_BINS, "Numbers of a feature", "float32 bytes")
     return tuple(cast("list[float]", np.frombuffer(data, dtype="<f4").tolist()))
+
+
+def _are_float32(numbers: Sequence[float]) -> bool:
+    form = f"<{len(numbers)}f"
+    try:
+        return struct.unpack(form, struct.pack(form, *numbers)) == tuple(numbers)
+    except OverflowError:
+        return False
 
 
 def _finite(name: str, values: npt.ArrayLike) -> FloatArray:
