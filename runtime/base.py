@@ -167,7 +167,7 @@ class Backend(Protocol):
         ...
 
     def infer(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """The outputs by name; they are overwritten by the next call. Raises: InferFailed.
+        """The outputs by name; the next call may overwrite them. Raises: InferFailed.
 
         The caller may put another array of the same shape and type in the place of one that it keeps.
         """

@@ -75,9 +75,9 @@ class Classifier:
         if self._is_few:
             return self._best_of_few(self._output.raw(outputs).reshape(-1).tolist())
         if self._is_plain:
-            raw = self._output.raw(outputs).reshape(-1)
+            raw = self._output.raw(outputs)
             index = int(raw.argmax())
-            return self._one(index, self._output.real_one(raw[index]))
+            return self._one(index, self._output.real_one(raw.item(index)))
         scores = self.scores(outputs)
         top_k = self._post.top_k
         if top_k == 1:

@@ -46,6 +46,8 @@ class Plan:
     transfer: Transfer
     #: TABLE: [channels, 256] in the input's dtype; else None.
     table: Array | None
+    #: TABLE: (a, b) when each entry is a * x + b rounded, by whatever rounds it; None: there is no such line.
+    line: tuple[float, float] | None = None
     #: SCALE: value = x * factor + offset per channel, taken as float32; else empty.
     factor: tuple[float, ...] = ()
     offset: tuple[float, ...] = ()
@@ -130,6 +132,7 @@ def plan_for(tensor: TensorDescription, preprocess: Preprocess) -> Plan:
         fill=preprocess.fill,
         transfer=transfer,
         table=table if transfer is Transfer.TABLE else None,
+        line=_line_of(tensor, table, mean=float(mean[0]), std=float(std[0])) if table is not None else None,
         factor=tuple((1.0 / (255.0 * std)).tolist()) if table is None else (),
         offset=tuple((-mean / std).tolist()) if table is None else (),
     )
@@ -143,6 +146,21 @@ def table_of(tensor: TensorDescription, mean: Array, std: Array) -> Array:
     pixels = np.arange(256, dtype=np.float64)[np.newaxis, :] / 255.0
     values = (pixels - mean[:, np.newaxis]) / std[:, np.newaxis] / np.float64(np.float32(tensor.scale))
     return np.asarray(np.clip(np.rint(values) + tensor.zero_point, low, high).astype(tensor.dtype))
+
+
+#: What a line is away from all halves, so that single precision rounds it as double precision does.
+_CLEAR = 1e-3
+
+
+def _line_of(tensor: TensorDescription, table: Array, *, mean: float, std: float) -> tuple[float, float] | None:
+    """(a, b) when table[x] = clip(round(a * x + b)) for all channels and no sum is below 0 or close to a half; else None."""
+    if tensor.dtype != "uint8" or tensor.scale is None or tensor.zero_point is None or (table != table[0]).any():
+        return None
+    steps = std * float(np.float32(tensor.scale))
+    factor, offset = 1.0 / (255.0 * steps), tensor.zero_point - mean / steps
+    sums = np.arange(256) * factor + offset
+    is_clear = sums.min() > -0.5 + _CLEAR and bool((np.abs(sums - np.floor(sums) - 0.5) > _CLEAR).all())
+    return (factor, offset) if is_clear and np.array_equal(np.clip(np.rint(sums), 0, 255), table[0]) else None
 
 
 #: What XOR turns.
@@ -265,7 +283,7 @@ class Preprocessor:
         cv2.setNumThreads(1)
         self._cv2: Any = cv2
         self._plan = plan
-        self._filler = Filler(plan, look_up=cv2.LUT)
+        self._filler = Filler(plan, look_up=cv2.LUT if plan.line is None else _by_line(cv2, *plan.line))
         self._interpolation = cv2.INTER_AREA if plan.interpolation is Interpolation.AREA else cv2.INTER_LINEAR
         self._codes = _codes_of(cv2, plan.color)
         #: Pixels in the input's size and color, and the same memory as OpenCV takes it.
@@ -324,6 +342,11 @@ class Preprocessor:
             return self._colors, self._turned
         picture = np.empty(_shape(plan, channels), np.uint8)
         return picture, picture
+
+
+def _by_line(cv2: Any, factor: float, offset: float) -> Callable[[Array, Array, Array], object]:
+    """What computes the entries of a table that is a line: eight pixels at a time, where looking up takes one after the other."""
+    return lambda image, _table, out: cv2.convertScaleAbs(image, out, factor, offset)
 
 
 def _rows_that_count(rows: slice, *, wanted: int) -> slice:

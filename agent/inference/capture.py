@@ -112,12 +112,13 @@ class Capture:
         self.source.suits(self._feeds.need())
         self.source.open()
         self.session, self._broken = self._next_session(), ""
-        looked_s = self._clock.monotonic()
+        looked_s, running = self._clock.monotonic(), SourceState.RUNNING
         while not self._stop.is_set():
             grabbed = self.source.grab(self._stop)
             self.alive_s = now_s = self._clock.monotonic()
             if grabbed is not None:
-                self.state, self._text, self.code = SourceState.RUNNING, "", ""
+                if self.state is not running:
+                    self.state, self._text, self.code = running, "", ""
                 self._serve(grabbed.media_s, captured_s=now_s)
                 self._frames += 1
             if now_s >= self.handover.due_s:

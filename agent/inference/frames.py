@@ -31,6 +31,10 @@ class BufferState(StrEnum):
     IN_USE = "in_use"
 
 
+#: The members by names of the module: a class would be asked for them a dozen times per frame.
+_FREE, _FILLING, _READY, _IN_USE = BufferState.FREE, BufferState.FILLING, BufferState.READY, BufferState.IN_USE
+
+
 @dataclass(slots=True, eq=False)
 class Frame:
     """One buffer with the frame it holds; only its owner by `state` touches `data`."""
@@ -102,29 +106,34 @@ class FrameBuffers:
         None when it was dropped: inference asked for none and the frame that waits is not old (`not_wanted`), or no buffer is free.
         """
         with self._lock:
-            tally, frame = self._tally(session), self._find(BufferState.FREE)
+            tally, free, ready = self._tally(session), None, None
+            for frame in self._frames:
+                if frame.state is _FREE:
+                    free = frame
+                elif frame.state is _READY:
+                    ready = frame
             tally.grabbed += 1
-            if not self._is_wanted():
+            if not self._is_wanted(ready):
                 tally.dropped[DropReason.NOT_WANTED] += 1
                 return None
-            if frame is None:
+            if free is None:
                 tally.dropped[DropReason.NO_BUFFER] += 1
                 return None
             tally.in_flight += 1
-            frame.state, frame.session, frame.seq = BufferState.FILLING, session, seq
-            frame.captured_s, frame.at_ms = captured_s, at_ms
-            return frame
+            free.state, free.session, free.seq = _FILLING, session, seq
+            free.captured_s, free.at_ms = captured_s, at_ms
+            return free
 
     def publish(self, frame: Frame) -> None:
         """Make the filled frame the ready one; one that waited is counted as `superseded`."""
         with self._lock:
-            older = self._find(BufferState.READY)
+            older = self._find(_READY)
             if older is not None:
                 self._free(older, DropReason.SUPERSEDED)
             if self._is_closed:
                 self._free(frame, DropReason.SHUTDOWN)
                 return
-            frame.state = BufferState.READY
+            frame.state = _READY
             self._wanted = False
             self._condition.notify_all()
 
@@ -134,9 +143,9 @@ class FrameBuffers:
             if self._is_closed or self._now() - frame.captured_s > self._max_age_s:
                 return False
             for other in self._frames:
-                if other.state is BufferState.READY or other.state is BufferState.IN_USE:
+                if other.state is _READY or other.state is _IN_USE:
                     return False
-            frame.state = BufferState.IN_USE
+            frame.state = _IN_USE
             return True
 
     # --- inference ---
@@ -144,16 +153,16 @@ class FrameBuffers:
     def pick(self, timeout_s: float) -> Frame | None:
         """The ready frame, now in use; None when none came in time or the buffers were closed. One that is too old is dropped."""
         with self._condition:
-            if self._condition.wait_for(lambda: self._is_closed or self._find(BufferState.READY) is not None, timeout_s) is False:
+            if self._condition.wait_for(lambda: self._is_closed or self._find(_READY) is not None, timeout_s) is False:
                 return None
-            frame = self._find(BufferState.READY)
+            frame = self._find(_READY)
             if frame is None or self._is_closed:
                 return None
             self._wanted = True
             if self._now() - frame.captured_s > self._max_age_s:
                 self._free(frame, DropReason.STALE)
                 return None
-            frame.state = BufferState.IN_USE
+            frame.state = _IN_USE
             return frame
 
     def finish(self, frame: Frame, reason: DropReason | None = None) -> None:
@@ -167,7 +176,7 @@ class FrameBuffers:
         """Take no more frames; the one that waits is counted as `shutdown`, `pick` returns at once."""
         with self._lock:
             self._is_closed = True
-            ready = self._find(BufferState.READY)
+            ready = self._find(_READY)
             if ready is not None:
                 self._free(ready, DropReason.SHUTDOWN)
             self._condition.notify_all()
@@ -195,8 +204,8 @@ class FrameBuffers:
                 return frame
         return None
 
-    def _is_wanted(self) -> bool:
-        ready = self._find(BufferState.READY)
+    def _is_wanted(self, ready: Frame | None) -> bool:
+        """Whether one more frame is, while this one waits."""
         return self._wanted if ready is None else self._now() - ready.captured_s > self._max_age_s / 2
 
     def _tally(self, session: int) -> Tally:
@@ -209,7 +218,7 @@ class FrameBuffers:
 
     def _free(self, frame: Frame, reason: DropReason | None) -> None:
         self._settle(frame.session, reason)
-        frame.state = BufferState.FREE
+        frame.state = _FREE
         if frame.picture is not None:
             frame.picture.release()
             frame.picture = frame.inputs = None

@@ -44,7 +44,8 @@ class Memory:
     def keep(self, state: StateInputs, outputs: Mapping[str, Array]) -> None:
         """Carry the state in the outputs on to the next frame.
 
-        Arrays change places, so that nothing is copied: the back end writes its next outputs into those that were inputs (`Backend.infer`).
+        Arrays change places, so that nothing is copied: a back end that answers with the same dictionary writes its next outputs into those
+        that were inputs (`Backend.infer`).
         """
         for one in state.carried:
             if isinstance(outputs, dict):

@@ -62,9 +62,12 @@ class Box:
     track: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prediction:
-    """What the model answered for one frame or window: `top`, `boxes` or `value`, by `task`."""
+    """What the model answered for one frame or window: `top`, `boxes` or `value`, by `task`.
+
+    Nobody changes one; it is not frozen because that would triple what making one costs, once per frame.
+    """
 
     pipeline: str
     line: str

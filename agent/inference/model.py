@@ -40,6 +40,8 @@ _INVALID = frozenset({"not_finite", "out_of_range"})
 #: Counters for answers that have no class; a prime, so that numbers on a grid spread.
 _BUCKETS = 257
 _monotonic = SystemClock().monotonic
+#: What frames and windows consist of, as objects: numpy's names for them would be looked up for every frame.
+_PIXEL, _READING = np.dtype(np.uint8), np.dtype(np.float32)
 
 
 @lru_cache(maxsize=64)
@@ -117,9 +119,9 @@ class ModelKey:
     artifact: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Inferred:
-    """What a model answered for one frame or window; which of the fields is meant says `task`, as in `Prediction`."""
+    """What a model answered for one frame or window; which of the fields is meant says `task`, as in `Prediction`; not frozen, like it."""
 
     release: str
     task: str
@@ -211,7 +213,7 @@ class Model:
             if offer is not None:
                 offer.take_input(self.plan, tensor, (prepared_s - began_s) * 1000.0)
             reference = None if self._filler is None or is_input else self._filler.values
-            if size is None and not is_input and data.dtype == np.uint8:
+            if size is None and not is_input and data.dtype == _PIXEL:
                 size = data.shape[0], data.shape[1]
             answer = self._answerer.run(outputs, inputs=inputs, size=size, reference=reference)
         except BackendError:
@@ -282,7 +284,7 @@ class Model:
     def _tensor(self, data: Array, shared: Inputs | None) -> Array:
         if self._filler is not None:
             return self._filler.fill(data)
-        if data.ndim == 2 and data.dtype == np.float32:  # a window of readings for a model whose manifest says nothing of windows
+        if data.ndim == 2 and data.dtype == _READING:  # a window of readings for a model whose manifest says nothing of windows
             if self._input.dtype != "float32" or data.size != int(np.prod(self._input.shape)):
                 raise InvalidError(
                     f"The window is {data.dtype.name}{list(data.shape)}; the model wants {self._input.dtype}{list(self._input.shape)}.",

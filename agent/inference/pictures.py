@@ -74,42 +74,36 @@ class Picture:
 
     def hold(self) -> None:
         """One more frame looks at it."""
-        self._pool.hold(self)
+        with self._pool.lock:
+            self.holders += 1
 
     def release(self) -> None:
         """One frame less does; at the last one its memory is free for another picture."""
-        self._pool.release(self)
+        pool = self._pool
+        with pool.lock:
+            self.holders -= 1
+            if not self.holders:
+                pool.free.append(self)
 
 
 class PicturePool:
     """The pictures of one source. There are never more than are held at once, plus the one that is being decoded."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._free: list[Picture] = []
+        #: Held for a moment by whoever counts holders; and the pictures that nobody holds.
+        self.lock = threading.Lock()
+        self.free: list[Picture] = []
         #: How many were made so far.
         self.made = 0
 
     def take(self) -> Picture:
         """A picture to decode into, held once by the caller."""
-        with self._lock:
-            if self._free:
-                picture = self._free.pop()
+        with self.lock:
+            if self.free:
+                picture = self.free.pop()
             else:
                 picture = Picture(self)
                 self.made += 1
             picture.holders = 1
             picture.frame += 1
             return picture
-
-    def hold(self, picture: Picture) -> None:
-        """Count one more holder."""
-        with self._lock:
-            picture.holders += 1
-
-    def release(self, picture: Picture) -> None:
-        """Count one holder less."""
-        with self._lock:
-            picture.holders -= 1
-            if picture.holders == 0:
-                self._free.append(picture)

@@ -49,6 +49,8 @@ class Pipeline:
     ) -> None:
         self.config = config
         self.line = line
+        #: Of the pipeline: a configuration takes long to look it up.
+        self._name = config.name
         self._instance = next(_INSTANCES)
         self._captures = captures
         self._runtime = runtime
@@ -171,7 +173,7 @@ class Pipeline:
                 self._feed.infer(frame)
 
     def _infer(self, frame: Frame) -> None:
-        offer = self._shadow.begin(self.config.name, frame.data)
+        offer = self._shadow.begin(self._name, frame.data)
         glimpse = self._rows.begin(self.line.watched) if self._rows is not None else None
         started_s = self._pace.monotonic()
         try:
@@ -180,7 +182,7 @@ class Pipeline:
                 offer=offer,
                 memory=self._memory,
                 session=frame.session,
-                pipeline=self.config.name,
+                pipeline=self._name,
                 at_ms=frame.at_ms,
                 shared=frame.inputs,
                 glimpse=glimpse,
@@ -205,7 +207,7 @@ class Pipeline:
         ended_s = self._pace.monotonic()
         lat_ms = _ms(ended_s - started_s)
         prediction = Prediction(
-            pipeline=self.config.name,
+            pipeline=self._name,
             line=self.line.name,
             release=answer.release,
             session=frame.session,

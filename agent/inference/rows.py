@@ -177,10 +177,10 @@ class RowSampler:
 
     def begin(self, watched: Watched | None) -> Glimpse | None:
         """Where the next inference leaves copies; None when its frame is not to be a row, or nothing is watched of the model."""
-        wished_s, now_s = self._step_s, self._clock.monotonic()
+        wished_s = self._step_s
         if watched is None or wished_s is None:
             return None
-        step_s = wished_s or float(watched.grid.step_s)
+        step_s, now_s = wished_s or float(watched.grid.step_s), self._clock.monotonic()
         instants = self._instants
         if instants is None or instants.step_s != step_s:
             instants = self._instants = Instants(step_s, now_s=now_s, chance=self._chance)

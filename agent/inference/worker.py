@@ -84,7 +84,8 @@ class Sender:
         self._beat_s = beat_s
         self._make_beat = make_beat
         self._clock = SystemClock()
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
+        self._condition = threading.Condition(self._lock)
         self._urgent: deque[Answer | Ready] = deque()
         self._predictions: deque[Prediction] = deque()
         self._rows: deque[Sampled] = deque()
@@ -100,7 +101,7 @@ class Sender:
 
     def predict(self, prediction: Prediction) -> bool:
         """Send when it fits the queue; returns whether it does."""
-        with self._condition:
+        with self._lock:
             if len(self._predictions) >= MAX_PREDICTIONS:
                 return False
             self._predictions.append(prediction)

@@ -28,7 +28,7 @@ class Interpreter:
     def get_output_details(self): return [_details("y", 1)]
     def set_tensor(self, index, value): self.value = value
     def invoke(self): pass
-    def tensor(self, index): return lambda: self.value * 3
+    def get_tensor(self, index): return self.value * 3
 def _details(name, index):
     empty = {"scales": [], "zero_points": []}
     return {"name": name, "index": index, "shape": [1, 4], "dtype": np.float32, "quantization_parameters": empty}

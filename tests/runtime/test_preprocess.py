@@ -72,6 +72,29 @@ class TestTable:
         seen = Preprocessor(plan(image)).run(frame)[0]
         assert np.array_equal(seen if layout is Layout.NHWC else seen.transpose(1, 2, 0), wanted)
 
+    @given(
+        scale=st.floats(1e-3, 0.1) | st.just(1 / 128),
+        zero_point=st.integers(0, 255),
+        mean=st.floats(-1, 1) | st.just(0.5),
+        std=st.floats(0.1, 3) | st.floats(-3, -0.1) | st.just(0.5),
+        width=st.integers(1, 70),
+        layout=st.sampled_from([Layout.NHWC, Layout.NCHW]),
+    )
+    @settings(deadline=None)
+    def test_what_is_computed_in_place_of_a_table_equals_it(self, scale, zero_point, mean, std, width, layout):
+        image = tensor("uint8", layout=layout, size=(256, width), scale=scale, zero_point=zero_point)
+        frame = np.repeat(np.arange(256, dtype=np.uint8), width * 3).reshape(256, width, 3)
+        wanted = table_of(image, np.array([mean]), np.array([std]))[0][frame]
+        seen = Preprocessor(plan(image, mean=(mean,), std=(std,))).run(frame)[0]
+        assert np.array_equal(seen if layout is Layout.NHWC else seen.transpose(1, 2, 0), wanted)
+
+    def test_a_table_is_computed_where_it_is_a_line_far_from_halves_and_looked_up_elsewhere(self):
+        assert plan(tensor("uint8", scale=1 / 128, zero_point=128)).line == (128 / 255, 128.0)
+        assert plan(tensor("uint8", scale=2 / 255, zero_point=0)).line is None  # every second sum is a half
+        assert plan(tensor("uint8", scale=1 / 128, zero_point=0), mean=(0.5,)).line is None  # dark pixels lie below 0
+        assert plan(tensor("uint8", scale=1 / 128, zero_point=128), mean=(0.5, 0.4, 0.5)).line is None
+        assert plan(tensor("int8", scale=1 / 128, zero_point=0)).line is None
+
     @pytest.mark.parametrize("layout", [Layout.NHWC, Layout.NCHW])
     def test_floats_are_the_formula_in_single_precision(self, layout: Layout):
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
