@@ -18,6 +18,9 @@ _KEEP_REVS_MS = 60 * 86_400_000
 #: A release that was rolled back may return for so long and find its reference.
 _KEEP_CHECKS_MS = 400 * 86_400_000
 _BUSY_S = 10.0
+#: Pages that SQLite keeps in memory; 2000 by itself. Weeks of sub-windows are read once a day, one after the other, and would fill whatever
+#: there is for good; the hours that each check reads are 40 KiB.
+_CACHE_KIB = 256
 
 
 class Flag(IntFlag):
@@ -84,7 +87,10 @@ class DriftStore:
     """Typed functions over the tables; each writing one is one durable transaction and raises DeviceError."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
+        """Bounds the pages that the store's file keeps in memory. Raises: DeviceError."""
         self._store, self._clock = store, clock
+        with store.looking() as connection:
+            connection.execute(f"PRAGMA cache_size = {-_CACHE_KIB}")
 
     # --- grids ---
 

@@ -204,3 +204,10 @@ def test_the_largest_reference_leaves_as_one_event(tmp_path):
         (row,) = store.next_batch(10)
     learned = ReferenceLearned.model_validate(json.loads(row.payload)["data"])
     assert decode_reference(base64.b64decode(learned.body), grid).reference_id.hex() == learned.reference
+
+
+def test_weeks_of_sub_windows_that_are_read_do_not_stay_in_memory(tmp_path):
+    with open_store(tmp_path) as store:
+        DriftStore(store, FakeClock())
+        with store.looking() as connection:
+            assert connection.execute("PRAGMA cache_size").fetchone() == (-256,), "KiB of pages; 2000 would fill when references are fitted"
