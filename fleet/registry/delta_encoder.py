@@ -138,8 +138,10 @@ def _tensors(pair: _Pair, old: Path, new: Path) -> Iterator[bytes]:
             table_packed=len(parts.table),
             skeleton_raw=parts.skeleton_raw,
             skeleton_packed=len(parts.skeleton),
+            has_places=parts.has_places,
         )
-        yield dataclasses.replace(header, memory_kib=rebuild.needed_kib(header)).pack() + parts.table + parts.skeleton + parts.streams
+        header = dataclasses.replace(header, memory_kib=rebuild.needed_kib(header))
+        yield b"".join((header.pack(), parts.table, parts.skeleton, parts.streams))
 
 
 def _pieces(pair: _Pair) -> Iterator[bytes]:

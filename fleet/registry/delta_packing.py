@@ -84,7 +84,7 @@ def pack_rows(numbers: Sequence[Array], rows: Sequence[Array]) -> RowPacking:
     ways: list[int | None] = [one.way for one in best]
     if not is_told.all():
         ways.append(None)
-    joined = b"".join(frames) + _in_frames(apart)
+    joined = b"".join(frames) + in_frames(apart)
     cost = 8.0 * len(joined) + _bits_of(number_of[every]) + 8 * len(ways)
     return RowPacking([number_of[its].astype(np.uint8) for its in rows], ways, raw, joined, cost)
 
@@ -122,7 +122,7 @@ def _best_of_class(values: Array) -> _Context:
     return min(made, key=lambda one: len(one[0].frame) + one[1])[0]
 
 
-def _in_frames(parts: Sequence[bytes]) -> bytes:
+def in_frames(parts: Sequence[bytes]) -> bytes:
     """These bytes one after the other, in as many frames as take the fewest bytes."""
     best = [b""]
     for stop in range(1, len(parts) + 1):

@@ -46,6 +46,8 @@ class Method(IntEnum):
 
 
 _METHODS = frozenset(map(int, Method))
+#: Flag of a delta that says where the tensors of the old file lie: `protocol.delta.places`.
+_HAS_PLACES = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,8 @@ class Header:
     table_packed: int = 0
     skeleton_raw: int = 0
     skeleton_packed: int = 0
+    #: Whether it is told where the tensors of the old file lie; only by method 2.
+    has_places: bool = False
 
     def pack(self) -> bytes:
         """The 112 bytes."""
@@ -71,7 +75,7 @@ class Header:
             MAGIC,
             self.method,
             self.window_log,
-            0,
+            _HAS_PLACES if self.has_places else 0,
             self.old_bytes,
             self.new_bytes,
             bytes.fromhex(self.old_sha256.removeprefix("sha256:")),
@@ -90,11 +94,11 @@ class Header:
         view = memoryview(data)
         if len(view) < HEADER_BYTES:
             raise DeltaError(f"The delta ends after {len(view)} bytes; its header has {HEADER_BYTES}.")
-        magic, method, window_log, zero, old, new, old_hash, new_hash, memory, *counts = _HEADER.unpack_from(view)
+        magic, method, window_log, flags, old, new, old_hash, new_hash, memory, *counts = _HEADER.unpack_from(view)
         if magic != MAGIC:
             raise DeltaError(f"The file begins with {magic!r}; a delta begins with {MAGIC!r}.")
-        if method not in _METHODS or zero:
-            raise DeltaError(f"The delta has method {method} and reserved field {zero}; this decoder knows methods 0 to 3 and 0.")
+        if method not in _METHODS or flags not in {0, _HAS_PLACES}:
+            raise DeltaError(f"The delta has method {method} and flags {flags}; this decoder knows methods 0 to 3, and flags 0 and 1.")
         header = cls(
             method=Method(method),
             window_log=window_log,
@@ -108,6 +112,7 @@ class Header:
             table_packed=counts[2],
             skeleton_raw=counts[3],
             skeleton_packed=counts[4],
+            has_places=flags == _HAS_PLACES,
         )
         header._check()
         return header
@@ -123,6 +128,8 @@ class Header:
         ):
             if seen > most:
                 raise DeltaError(f"The delta declares {what} {seen}; at most {most} is allowed.")
+        if self.has_places and self.method is not Method.ONNX:
+            raise DeltaError(f"The delta of method {self.method} says where tensors of the old file lie; only method 2 does.")
         has_base = self.method is not Method.FULL
         if has_base == (self.old_sha256 == NO_BASE):
             raise DeltaError(f"The delta has method {self.method} and old digest {self.old_sha256}; only method 0 has none.")

@@ -268,6 +268,38 @@ class Symbols:
         words.at = used
 
 
+class ByteSymbols:
+    """Symbols that stand as bytes, in the order in which they are taken: zstd's Huffman decoder needs no time for a few thousand."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = np.frombuffer(data, np.uint8)
+        self._at = 0
+
+    def take(self, _first_slot: int, count: int) -> Array:
+        """The next `count` symbols; there are no tables. Raises: DeltaError when they end."""
+        made = self._data[self._at : self._at + count]
+        self._at += count
+        if len(made) != count:
+            raise DeltaError("The symbols of the delta end too early.")
+        return made
+
+    def take_mixed(self, first_slots: Array) -> Array:
+        """As many symbols. Raises: DeltaError when they end."""
+        return self.take(0, len(first_slots))
+
+    def rest(self) -> bytes:
+        """What follows the symbols."""
+        made: bytes = self._data[self._at :].tobytes()
+        self._at = len(self._data)
+        return made
+
+    def finish(self) -> bytes:
+        """Nothing, as no coder holds anything. Raises: DeltaError when symbols are left."""
+        if self._at != len(self._data):
+            raise DeltaError("The symbols of the delta do not end where they should.")
+        return b""
+
+
 class Bits:
     """Raw bits, the lowest of each byte first; `more` gives further bytes, once, when they end."""
 

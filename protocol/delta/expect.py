@@ -28,12 +28,12 @@ class Piece(NamedTuple):
 
 
 class OldModel:
-    """The old file, taken apart."""
+    """The old file, taken apart, or as a delta says that it is (`told`)."""
 
-    def __init__(self, method: Method, file: Mapped) -> None:
+    def __init__(self, method: Method, file: Mapped, told: Scan | None = None) -> None:
         self.file = file
         self._data = file.data
-        self.scan = scan_model(method, self._data, let_go=file.let_go)
+        self.scan = scan_model(method, self._data, let_go=file.let_go) if told is None else told
         self._skeleton: tuple[bytes, Scan] | None = None
         file.let_go()
 

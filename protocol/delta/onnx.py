@@ -26,7 +26,7 @@ _KINDS = {1: (Kind.F32, 4), 6: (Kind.I32, 4), 3: (Kind.I8, 1), 2: (Kind.U8, 1), 
 _OTHER = Kind.OTHER, 1
 _VARYING = frozenset({2, 3})
 #: Most values of a tensor that is written in varying length; larger ones stay as they are.
-_MAX_VARYING = 4096
+MAX_VARYING = 4096
 _LENGTH, _VARINT, _FIXED64, _FIXED32 = 2, 0, 1, 5
 #: Nodes that are kept, and inputs of each: QLinearConv has nine. More would take memory that no header announces.
 _MAX_NODES, _MAX_INPUTS = 65_536, 10
@@ -265,7 +265,7 @@ class _Walker:
         count = 1
         for dim in dims:
             count *= dim
-        if type_ not in _VARYING or field_at < 0 or not 0 < count <= _MAX_VARYING or count > size:
+        if type_ not in _VARYING or field_at < 0 or not 0 < count <= MAX_VARYING or count > size:
             return
         if self.data[message_at : message_at + message_bytes] != varint(length) or self.data[field_at:at] != varint(size):
             return

@@ -1,9 +1,10 @@
 """The plan of a tensor-wise delta: how each tensor is told, and the tables its numbers are coded by; parsed before anything else.
 
 All numbers are varints unless said otherwise:
-phases {count; each: log2 of lanes, symbols} · deferred bits, or `RIDING` · classes {count; each: u8 levels, u8 flags, codes} · class of row
-numbers, first class of rows · how each role that occurs is told · exceptions {count; each: gap of index, told} · drifts {count; class;
-each: gap of index, rank - 1, shift} · fresh {count; each: gap of index} · kept, when there are any {count; each: gap of index}.
+phases {count; each: log2 of lanes, symbols} · deferred bits, `RIDING` or `IN_BYTES` · classes {count; each: u8 levels, u8 flags, codes} ·
+class of row numbers, first class of rows · how each role that occurs is told · exceptions {count; each: gap of index, told} · drifts
+{count; class; each: gap of index, rank - 1, shift} · fresh {count; each: gap of index} · kept, when there are any {count; each: gap of
+index}.
 """
 
 from collections.abc import Sequence
@@ -21,13 +22,15 @@ from protocol.delta.tensors import SMALL_KINDS, Kind, Links, Tensor
 #: there are: a class per row.
 UNCHANGED, PREDICTED, RAW, FIRST_CLASS = 0, 1, 2, 3
 #: Flags of a class.
-ASYMMETRIC, PLAIN, EMPTY, PACKED = 1, 2, 4, 8
+ASYMMETRIC, PLAIN, EMPTY, PACKED, BYTES = 1, 2, 4, 8, 16
 #: Kinds whose raw bits may be deferred, how many of each number, and values that may wait for them.
 DEFERRED_KINDS = frozenset({Kind.F32, Kind.F16, Kind.I32})
 MAX_DEFERRED_BITS, MAX_DEFERRED_VALUES = 16, 1 << 16
 #: In place of how many bits are deferred: none are, and the coders' last states hold what is read after all symbols were taken. That is the
 #: beginning of what is packed, or, where nothing is, the end of the raw bits.
 RIDING = MAX_DEFERRED_BITS + 1
+#: There as well: there are no coders. All symbols stand as bytes, in their order, before what is packed; classes are `BYTES` or packed.
+IN_BYTES = RIDING + 1
 #: A drift is a sum of so many products of a number per row and one per column, divided by 2^shift.
 MAX_RANK, MAX_SHIFT, MAX_DRIFT_NUMBERS = 16, 12, 1 << 19
 #: In place of the first slot of a class that has no table.
@@ -56,15 +59,17 @@ class NumberClass:
     is_plain: bool = False
     #: How each context is packed, when the numbers are no symbols but packed by `packed`.
     ways: bytes = b""
+    #: Whether its symbols stand as bytes.
+    is_in_bytes: bool = False
 
     @property
     def is_empty(self) -> bool:
         """Whether all numbers of the class are 0 and none is written."""
-        return not self.kernel and not self.is_plain and not self.ways
+        return not self.kernel and not self.is_plain and not self.ways and not self.is_in_bytes
 
     @property
     def tables(self) -> int:
-        return 0 if self.is_empty or self.ways else self.levels
+        return 0 if self.is_empty or self.ways or self.is_in_bytes else self.levels
 
     @property
     def symbols(self) -> int:
@@ -132,6 +137,8 @@ class Plan:
     deferred: int
     #: Whether the coders' last states hold a part of what is packed, or of the raw bits: `RIDING`.
     rides: bool
+    #: Whether symbols are bytes: `IN_BYTES`.
+    is_in_bytes: bool
     #: Class of the numbers of drifts, and the drifts {index of tensor: rank, shift}.
     drift_numbers: int
     drifts: dict[int, tuple[int, int]]
@@ -201,7 +208,7 @@ def read_plan(data: bytes, tensors: Sequence[Tensor], links: Links) -> Plan:
     """The plan for these tensors of the new file. Raises: DeltaError."""
     reader = Reader(data)
     phases = _phases(reader)
-    deferred = reader.number(RIDING)
+    deferred = reader.number(IN_BYTES)
     classes = [_class(reader) for _ in range(reader.number(MAX_TABLES))]
     if sum(one.tables for one in classes) > MAX_TABLES:
         raise DeltaError(f"The delta has more than {MAX_TABLES} tables.")
@@ -228,8 +235,10 @@ def read_plan(data: bytes, tensors: Sequence[Tensor], links: Links) -> Plan:
     fresh = _indices(reader, len(tensors))
     kept = frozenset[int]() if reader.is_done else _indices(reader, len(tensors))
     reader.finish()
-    rides, deferred = deferred == RIDING, deferred % RIDING
-    plan = Plan(phases, classes, row_numbers, first_row_class, told, deferred, rides, drift_numbers, drifts, fresh, kept)
+    rides, is_in_bytes, deferred = deferred == RIDING, deferred == IN_BYTES, deferred if deferred < RIDING else 0
+    plan = Plan(phases, classes, row_numbers, first_row_class, told, deferred, rides, is_in_bytes, drift_numbers, drifts, fresh, kept)
+    if any(one.is_in_bytes != is_in_bytes for one in classes if not one.ways and not one.is_empty):
+        raise DeltaError("The plan of the delta has symbols in bytes and in coders.")
     if plan.rows_told in told and not _has_row_classes(plan):
         raise DeltaError("The plan of the delta names classes per row, and has none.")
     return plan
@@ -259,7 +268,7 @@ def _has_row_classes(plan: Plan) -> bool:
     told = [one for one in rows if not one.is_empty]
     return (
         bool(rows)
-        and plan.classes[plan.row_numbers].is_plain
+        and (plan.classes[plan.row_numbers].is_plain or plan.classes[plan.row_numbers].is_in_bytes)
         and len({one.levels for one in rows}) == 1
         and not any(one.is_plain for one in rows)
         and (not any(one.ways for one in told) or all(len(one.ways) == 1 for one in told))
@@ -284,10 +293,12 @@ def _phases(reader: Reader) -> list[Phase]:
 
 def _class(reader: Reader) -> NumberClass:
     levels, flags = reader.bytes(2)
-    if levels not in _LEVELS or flags not in {0, ASYMMETRIC, PLAIN, EMPTY, PACKED}:
+    if levels not in _LEVELS or flags not in {0, ASYMMETRIC, PLAIN, EMPTY, PACKED, BYTES}:
         raise DeltaError(f"The plan of the delta has a class of {levels} levels and flags {flags}.")
     if flags == EMPTY:
         return NumberClass(levels, b"", b"", b"")
+    if flags == BYTES:
+        return NumberClass(1, b"", b"", b"", is_in_bytes=True)
     if flags == PACKED:
         ways = reader.bytes(packed.contexts_of(levels))
         if max(ways) >= len(packed.WAYS):

@@ -1,8 +1,9 @@
 """Methods 2 and 3: the new model tensor by tensor, from the old one, a skeleton, a plan and a stream of numbers.
 
 After table and skeleton: varints {plan raw, plan packed, bytes of states and words, of raw bits}, then plan, words, bits, and zstd frames:
-of packed values {u32 packed, u32 raw}, when a class has them, and {u32 packed} of what is told by its bytes. Order of numbers: varying
-values; int64; floating point; scales of biases; int32; drifts; rows' classes; int8, uint8; at last the deferred bits.
+of packed values {u32 packed, u32 raw}, when a class has them, and {u32 packed} of what is told by its bytes. In a delta with the flag, the
+places of `protocol.delta.places` stand before the plan {varint bytes, places}. Order of numbers: varying values; int64; floating point;
+scales of biases; int32; drifts; rows' classes; int8, uint8; at last the deferred bits.
 """
 
 from collections.abc import Callable
@@ -14,11 +15,23 @@ import numpy as np
 
 from protocol.delta import frames, packed, predict
 from protocol.delta.container import CHUNK_BYTES, MAX_FILE_BYTES, Header, Method
-from protocol.delta.entropy import TABLE_BITS, TABLE_SLOTS, Array, Bits, Symbols, deferred_numbers, numbers, small_numbers, states_of
+from protocol.delta.entropy import (
+    TABLE_BITS,
+    TABLE_SLOTS,
+    Array,
+    Bits,
+    ByteSymbols,
+    Symbols,
+    deferred_numbers,
+    numbers,
+    small_numbers,
+    states_of,
+)
 from protocol.delta.errors import DeltaError
 from protocol.delta.expect import Expecting, OldModel, Piece, repeated_runs, steps
 from protocol.delta.files import Mapped, Output
 from protocol.delta.onnx import scan_onnx
+from protocol.delta.places import MAX_PLACES_BYTES, read_places
 from protocol.delta.plan import (
     DEFERRED_KINDS,
     FIRST_CLASS,
@@ -89,11 +102,27 @@ def needed_kib(header: Header) -> int:
 
 def write_tensors(header: Header, payload: memoryview, file: Mapped, output: Output, let_go: Callable[[], None]) -> None:
     """Write the new file; `let_go` gives the pages of the delta back. Raises: DeltaError; OSError."""
-    old = OldModel(header.method, file)
-    frame, after = _frame_of(header, payload, old)
-    streams = Streams.parse(payload[after:])
-    plan = read_plan(streams.plan, frame.scan.tensors, frame.scan.links)
+    behind = payload[header.table_packed + header.skeleton_packed :]
+    if header.has_places:
+        streams = Streams.parse(behind)
+        places, told = _parted(streams.plan)
+        old = OldModel(header.method, file, read_places(places, file.data, file.size))
+        frame = _frame_of(header, payload, old)
+        if frame.skeleton is not None:
+            raise DeltaError("The delta says where the old tensors lie, and has a skeleton that needs their names.")
+    else:
+        old = OldModel(header.method, file)
+        frame = _frame_of(header, payload, old)
+        streams = Streams.parse(behind)
+        told = streams.plan
+    plan = read_plan(told, frame.scan.tensors, frame.scan.links)
     Rebuilding(old, frame, plan, streams, output, let_go).run()
+
+
+def _parted(told: bytes) -> tuple[bytes, bytes]:
+    """Where the old tensors lie, and the plan."""
+    reader = Reader(told)
+    return reader.bytes(reader.number(MAX_PLACES_BYTES)), told[reader.at :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +134,8 @@ class Frame:
     gaps: dict[int, bytes]
 
 
-def _frame_of(header: Header, payload: memoryview, old: OldModel) -> tuple[Frame, int]:
-    """What the values stand in, and where the streams begin."""
+def _frame_of(header: Header, payload: memoryview, old: OldModel) -> Frame:
+    """What the values stand in."""
     table_end = header.table_packed
     end = table_end + header.skeleton_packed
     if end > len(payload):
@@ -114,22 +143,22 @@ def _frame_of(header: Header, payload: memoryview, old: OldModel) -> tuple[Frame
     if not end:
         if header.skeleton_raw or header.table_raw:
             raise DeltaError("The delta announces a skeleton and has none.")
-        return Frame(None, old.scan, {}), 0
+        return Frame(None, old.scan, {})
     table, packed_ = payload[:table_end], payload[table_end:end]
     if header.method is Method.ONNX and table_end:
         if header.table_raw != table_end:
             raise DeltaError("The table of gaps of the delta is not stored as it is.")
-        return Frame(None, old.scan, _gaps(header, bytes(table), packed_, old)), end
+        return Frame(None, old.scan, _gaps(header, bytes(table), packed_, old))
     skeleton = old.skeleton
     if packed_:
         skeleton = frames.decode(packed_, header.skeleton_raw, prefix=old.skeleton, window_log=header.window_log)
     if header.method is Method.ONNX:
-        return Frame(skeleton, scan_onnx(skeleton, has_holes=True), {}), end
+        return Frame(skeleton, scan_onnx(skeleton, has_holes=True), {})
     spans = table_of(old.scan)
     if table_end:
         spans = frames.decode(table, header.table_raw, prefix=spans, window_log=header.window_log)
     scan = scan_tflite(Gapped(skeleton, _spans(spans, len(skeleton), header.new_bytes)))
-    return Frame(skeleton, without_values(scan), {}), end
+    return Frame(skeleton, without_values(scan), {})
 
 
 def _gaps(header: Header, table: bytes, packed_: memoryview, old: OldModel) -> dict[int, bytes]:
@@ -185,9 +214,7 @@ class Rebuilding:
         self.old, self.skeleton, self.scan, self.gaps = old, frame.skeleton, frame.scan, frame.gaps
         self.plan, self.streams, self.output = plan, streams, output
         self.let_go = let_go
-        self.starts, tables = table_starts(plan)
-        states, state_bytes = states_of(streams.words, plan.phases[0].lanes)
-        self.symbols = Symbols(plan.phases, states, streams.words[state_bytes:], tables)
+        self.starts, self.symbols = self._opened()
         self.expecting = Expecting(old, frame.scan, [how == UNCHANGED for how in plan.told])
         self.expecting.fresh, self.expecting.kept = plan.fresh, plan.kept
         self.partner = self.expecting.partner
@@ -202,6 +229,18 @@ class Rebuilding:
         #: Values that wait for their lowest bits.
         self.held_values = 0
         self.held: list[_Held] = []
+
+    def _opened(self) -> tuple[list[int], Symbols | ByteSymbols]:
+        """The first slot of each class, and what gives symbols."""
+        plan, words = self.plan, self.streams.words
+        if plan.is_in_bytes:
+            if len(words):
+                raise DeltaError("The delta has words of coders, and no coders.")
+            data = self._frame_bytes(b"", packed.MAX_BYTE_SYMBOLS + 2 * packed.MAX_PACKED_VALUES)
+            return [NO_TABLE] * len(plan.classes), ByteSymbols(data)
+        starts, tables = table_starts(plan)
+        states, state_bytes = states_of(words, plan.phases[0].lanes)
+        return starts, Symbols(plan.phases, states, words[state_bytes:], tables)
 
     def run(self) -> None:
         told, links = self.plan.told, self.scan.links
@@ -231,6 +270,7 @@ class Rebuilding:
         self._write_numbers(of_kind[Kind.I64])
         self._write_numbers([index for index in floats if index not in links.product_of])
         self._write_numbers([index for index in floats if index in links.product_of])
+        self.expecting.learn_ratios({*of_kind[Kind.I32], *small})
         self._write_numbers(of_kind[Kind.I32])
         self._take_drifts()
         self._take_row_classes(sorted([index for index in small if told[index] == self.plan.rows_told]))
@@ -302,8 +342,6 @@ class Rebuilding:
 
         for (kind, _), group in groupby(sorted(indices, key=order), key=order):
             of_kind = list(group)
-            if kind in SMALL_KINDS:
-                self.expecting.learn_ratios(set(of_kind))
             for pieces in steps(of_kind, tensors):
                 self._write_step(kind, pieces)
                 self.old.file.let_go()
@@ -316,27 +354,27 @@ class Rebuilding:
         total = sum([self.scan.tensors[index].count for index in indices])
         if total > packed.MAX_PACKED_VALUES:
             raise DeltaError(f"The delta packs {total} values; at most {packed.MAX_PACKED_VALUES} are allowed.")
-        self.expecting.learn_ratios(set(indices))
         (self._write_packed_rows if self.plan.has_packed_rows else self._write_packed_classes)(indices, total)
 
     def _write_packed_classes(self, indices: list[int], total: int) -> None:
-        """Tensors of one class after those of another."""
+        """Tensors of one class after those of another; what is expected of them all comes in few steps, whatever their classes."""
         tensors, told, classes = self.scan.tensors, self.plan.told, self.plan.classes
         whole, contexts, signs = np.empty(total, np.uint8), np.zeros(total, np.uint8), np.zeros(total, np.uint8)
-        runs: list[tuple[int, bytes]] = []
+        order = sorted(indices, key=lambda index: (told[index], tensors[index].kind))
         written: list[tuple[Kind, list[Piece], int, int]] = []
         at = 0
-        for how, of_class in groupby(sorted(indices, key=lambda index: (told[index], tensors[index].kind)), key=told.__getitem__):
-            start, one = at, classes[how - FIRST_CLASS]
-            for kind, of_kind in groupby(of_class, key=lambda index: tensors[index].kind):
-                for pieces in steps(list(of_kind), tensors):
-                    expected = self.expecting.expected(kind, pieces)
-                    end = at + len(expected.whole)
-                    whole[at:end] = expected.whole
-                    contexts[at:end], signs[at:end] = packed.mirrored(expected.fine, one.levels)
-                    written.append((kind, pieces, at, end))
-                    at = end
-            runs.append((at - start, one.ways))
+        for (kind, levels), alike in groupby(order, key=lambda index: (tensors[index].kind, classes[told[index] - FIRST_CLASS].levels)):
+            for pieces in steps(list(alike), tensors):
+                expected = self.expecting.expected(kind, pieces)
+                end = at + len(expected.whole)
+                whole[at:end] = expected.whole
+                contexts[at:end], signs[at:end] = packed.mirrored(expected.fine, levels)
+                written.append((kind, pieces, at, end))
+                at = end
+        runs = [
+            (sum([tensors[index].count for index in of_class]), classes[how - FIRST_CLASS].ways)
+            for how, of_class in groupby(order, key=told.__getitem__)
+        ]
         numbers_ = packed.unpack(self._packed_bytes(total), contexts, runs)
         numbers_ ^= signs
         numbers_ -= signs
@@ -369,11 +407,17 @@ class Rebuilding:
 
     def _packed_bytes(self, most: int) -> bytes:
         """What is packed, and before that what of it rode in the states of the coders."""
-        ridden, data = self.symbols.finish() if self.plan.rides else b"", self.streams.frames
+        if isinstance(self.symbols, ByteSymbols):
+            return self.symbols.rest()
+        return self._frame_bytes(self.symbols.finish() if self.plan.rides else b"", 2 * most)
+
+    def _frame_bytes(self, ridden: bytes, most: int) -> bytes:
+        """What stands in the frames {u32 packed, u32 raw}, at most so many bytes; the first bytes of that are `ridden`."""
+        data = self.streams.frames
         head = ridden[:8] + bytes(data[: max(0, 8 - len(ridden))])
         length, raw = int.from_bytes(head[:4], "little"), int.from_bytes(head[4:], "little")
         end = max(0, 8 + length - len(ridden))
-        if end > len(data) or len(head) < 8 or raw > 2 * most or any(ridden[8 + length :]):
+        if end > len(data) or len(head) < 8 or raw > most or any(ridden[8 + length :]):
             raise DeltaError("The packed values of the delta are cut, or too many.")
         self.streams.frames = data[end:]
         return frames.decode_all(memoryview(ridden + data[:end])[8 : 8 + length], raw, window_log=20)
@@ -437,6 +481,8 @@ class Rebuilding:
         if not self.packed.isdisjoint(told):
             raise DeltaError("The delta packs numbers that have more than 8 bits.")
         count = sum([piece.stop - piece.start for piece in pieces])
+        if self.plan.is_in_bytes:
+            return self.symbols.take(0, count)
         every = {classes[min(how - FIRST_CLASS, len(classes) - 1)].levels for how in told}
         if len(every) > 1:
             raise DeltaError("The delta tells values of one kind by classes of different levels.")
@@ -485,7 +531,7 @@ class Rebuilding:
             return
         counts = [rank * (tensors[index].rows + tensors[index].count // max(1, tensors[index].rows)) for index, (rank, _) in drifts.items()]
         first, one = self.starts[self.plan.drift_numbers], self.plan.classes[self.plan.drift_numbers]
-        if first == NO_TABLE or one.is_plain or one.levels != 1 or sum(counts) > MAX_DRIFT_NUMBERS:
+        if (first == NO_TABLE and not one.is_in_bytes) or one.is_plain or one.levels != 1 or sum(counts) > MAX_DRIFT_NUMBERS:
             raise DeltaError("The delta has drifts without a fitting class, or too many of them.")
         taken = numbers(self.symbols.take(first, sum(counts)), self.streams.bits, is_small=True).astype(np.float32)
         if taken.size and np.abs(taken).max() > 127:

@@ -246,6 +246,8 @@ def lay_out_like(size: int, scan: Scan, spelled: Mapping[int, bytes], gaps: Mapp
     if scan.outer and edits:
         place, length_bytes, value = scan.outer
         grown = sum([len(data) - stop + start for start, stop, data in edits])
+        if value + grown < 0:
+            raise DeltaError("The delta takes more bytes out of the old file than its graph has.")
         edits.insert(0, (place, place + length_bytes, varint(value + grown)))
     pieces, copies, starts = [], [], []
     offset = at = first = 0

@@ -16,9 +16,10 @@ from protocol.canonical import digest_of
 from protocol.delta import frames, packed, rebuild
 from protocol.delta.container import HEADER_BYTES, Header, Method
 from protocol.delta.decoder import apply
+from protocol.delta.entropy import ByteSymbols
 from protocol.delta.errors import DeltaError
-from protocol.delta.plan import Plan, read_plan
-from protocol.delta.tensors import varint
+from protocol.delta.plan import BYTES, IN_BYTES, PLAIN, RIDING, Plan, Reader, read_plan
+from protocol.delta.tensors import Links, varint
 
 LIMIT = 1 << 24
 
@@ -134,6 +135,7 @@ def written(folder: Path, old: bytes, new: bytes, parts: delta_tensors.Parts) ->
         table_packed=len(parts.table),
         skeleton_raw=parts.skeleton_raw,
         skeleton_packed=len(parts.skeleton),
+        has_places=parts.has_places,
     )
     (folder / "old").write_bytes(old)
     (folder / "delta").write_bytes(header.pack() + parts.table + parts.skeleton + parts.streams)
@@ -206,6 +208,48 @@ def test_raw_bits_of_the_last_numbers_ride_whatever_kind_they_are_of(tmp_path: P
     assert (tmp_path / "out").read_bytes() == after
 
 
+def test_bits_of_scales_wait_for_the_end_only_where_no_packed_values_can_ride_in_their_place(tmp_path: Path):
+    old = models.weights(channels=1300)
+    before, after = models.onnx_bytes(old), models.onnx_bytes(models.tuned(old))
+    for is_packed in (True, False):
+        base, delta = written(tmp_path, before, after, built(tmp_path, before, after, is_packed=is_packed))
+        plan = plan_of(before, after, delta)
+        assert (plan.deferred > 0) != is_packed
+        apply(delta, base, tmp_path / "out", max_new_bytes=LIMIT)
+        assert (tmp_path / "out").read_bytes() == after
+        (tmp_path / "out").unlink()
+
+
+def test_symbols_beside_many_packed_values_stand_as_bytes(tmp_path: Path):
+    old = models.weights(channels=1300)
+    before, after = models.onnx_bytes(old), models.onnx_bytes(models.tuned(old))
+    base, delta = written(tmp_path, before, after, built(tmp_path, before, after))
+    assert plan_of(before, after, delta).is_in_bytes
+    apply(delta, base, tmp_path / "out", max_new_bytes=LIMIT)
+    assert (tmp_path / "out").read_bytes() == after
+
+
+def test_symbols_in_bytes_that_are_cut_or_left_are_refused():
+    symbols = ByteSymbols(b"\x01\x02\x03")
+    assert symbols.take(0, 2).tolist() == [1, 2]
+    with pytest.raises(DeltaError, match="where they should"):
+        symbols.finish()
+    with pytest.raises(DeltaError, match="too early"):
+        symbols.take_mixed(np.zeros(2, np.int64))
+    whole = ByteSymbols(b"\x01\x02\x03")
+    assert whole.take(0, 1).tolist() == [1]
+    assert whole.rest() == b"\x02\x03"
+    assert whole.finish() == b""
+
+
+@pytest.mark.parametrize(("mode", "flags"), [(IN_BYTES, PLAIN), (RIDING, BYTES)])
+def test_a_plan_of_symbols_in_bytes_and_in_coders_is_refused(mode, flags):
+    one = bytes([1, flags]) + (b"" if flags == BYTES else b"\x01\x01")
+    plan = b"\x01\x00\x00" + varint(mode) + b"\x01" + one + b"\x01" + b"\x00\x00\x00"
+    with pytest.raises(DeltaError, match="in bytes and in coders"):
+        read_plan(plan, [], Links())
+
+
 def plan_of(before: bytes, after: bytes, delta: Path) -> Plan:
     """The plan of a delta between files of the same tensors."""
     scan = rebuild.scan_onnx(before)
@@ -213,12 +257,15 @@ def plan_of(before: bytes, after: bytes, delta: Path) -> Plan:
     header = Header.parse(data)
     streams = rebuild.Streams.parse(data[HEADER_BYTES + header.table_packed + header.skeleton_packed :])
     assert [tensor.name for tensor in rebuild.scan_onnx(after).tensors] == [tensor.name for tensor in scan.tensors]
-    return read_plan(streams.plan, scan.tensors, scan.links)
+    reader = Reader(streams.plan)
+    if header.has_places:
+        reader.bytes(reader.number(len(streams.plan)))
+    return read_plan(streams.plan[reader.at :], scan.tensors, scan.links)
 
 
-@pytest.mark.parametrize("change", [models.tuned, models.pruned])
-def test_every_damage_of_a_packed_delta_is_refused_and_leaves_no_file(tmp_path: Path, change):
-    old = models.weights(channels=24)
+@pytest.mark.parametrize(("change", "channels"), [(models.tuned, 24), (models.pruned, 24), (models.tuned, 1300)])
+def test_every_damage_of_a_packed_delta_is_refused_and_leaves_no_file(tmp_path: Path, change, channels):
+    old = models.weights(channels=channels)
     before, after = models.onnx_bytes(old), models.onnx_bytes(change(old))
     base, delta = written(tmp_path, before, after, built(tmp_path, before, after, is_packed=True))
     data = delta.read_bytes()
