@@ -145,7 +145,7 @@ def test_with_an_agent_status_asks_it(run, tmp_path):
         assert "not_enrolled" in {condition["code"] for condition in found["conditions"]}
         shown = run("status").stdout
         assert "mooring-agent enroll" in shown
-        assert json.loads(run("outbox", "--json").stdout)["epoch"] == service.store.epoch
+        assert json.loads(run("outbox", "--json").stdout)["epoch"] == service.parts.store.epoch
     finally:
         service.stop()
         thread.join()
@@ -300,8 +300,8 @@ def waiting(tmp_path) -> Iterator[Service]:
     thread = threading.Thread(target=service.run)
     thread.start()
     try:
-        service.machine.offer(make_release("1.1", 2).assignment())
-        wait_until(lambda: service.machine.state_of(LINE).waits_for == "window", what="the window")
+        service.parts.machine.offer(make_release("1.1", 2).assignment())
+        wait_until(lambda: service.parts.machine.state_of(LINE).waits_for == "window", what="the window")
         yield service
     finally:
         service.stop()
@@ -318,14 +318,14 @@ def test_status_says_what_an_update_waits_for_and_until_when(run, waiting):
 def test_a_no_ends_the_update_and_there_is_nothing_left_to_decide(run, waiting):
     done = run("consent", "digits", "--no")
     assert (done.returncode, done.stdout) == (0, "digits: 1.1 is given up.\n")
-    wait_until(lambda: waiting.machine.state_of(LINE).reason == "consent", what="the end")
+    wait_until(lambda: waiting.parts.machine.state_of(LINE).reason == "consent", what="the end")
     assert run("consent", "digits", "--yes").returncode == 3
 
 
 def test_a_yes_is_remembered_with_its_assignment(run, waiting):
     said = json.loads(run("consent", "digits", "--yes", "--json").stdout)
     assert said == {"line": "digits", "release": "1.1", "assignment": "as-1", "given": True}
-    assert waiting.policy.said("digits", "as-1") is True
+    assert waiting.parts.policy.said("digits", "as-1") is True
 
 
 @pytest.mark.parametrize(

@@ -71,12 +71,12 @@ class Device:
         return Assignment("as-1", 1, 1, (), candidates=(offer,))
 
     def tell(self, assignment: Assignment) -> None:
-        self.service.machine.offer(assignment)
-        self.service.candidates.offer(assignment)
+        self.service.parts.machine.offer(assignment)
+        self.service.parts.candidates.offer(assignment)
 
     def reports(self) -> list[ShadowReport]:
         """All reports that went to the outbox so far, oldest first."""
-        for row in self.service.store.next_batch(1000):
+        for row in self.service.parts.store.next_batch(1000):
             body = json.loads(row.payload)
             if row.stream == "event" and body["type"] == EVENT_TYPE:
                 self._reports.append(ShadowReport.model_validate(body["data"]))
@@ -123,15 +123,15 @@ def test_a_shadow_is_installed_compared_reported_and_gone_when_the_assignment_en
     assert (report.run_as, report.champion, report.candidate, report.campaign) == ("shadow", "1.0", "2.0", "ca-1")
     assert report.figures.pairs.agreed == report.figures.pairs.compared
     assert report.budget_permille == 200
-    assert [(slot.slot, slot.release, slot.active) for slot in service.candidates.slot_reports()] == [("c", "2.0", False)]
-    assert [(slot.release, slot.active, slot.committed) for slot in service.machine.slot_reports()] == [("1.0", True, True)]
-    pid = service.comparing.pid
+    assert [(slot.slot, slot.release, slot.active) for slot in service.parts.candidates.slot_reports()] == [("c", "2.0", False)]
+    assert [(slot.release, slot.active, slot.committed) for slot in service.parts.machine.slot_reports()] == [("1.0", True, True)]
+    pid = service.parts.comparing.pid
     assert pid is not None
     one.tell(NOTHING)
-    wait_until(lambda: service.comparing.pid is None, what="the end of the shadow")
-    wait_until(lambda: service.candidates.slot_reports() == [], what="the candidate's slot to be freed")
+    wait_until(lambda: service.parts.comparing.pid is None, what="the end of the shadow")
+    wait_until(lambda: service.parts.candidates.slot_reports() == [], what="the candidate's slot to be freed")
     wait_until(lambda: [r.reason for r in one.reports() if r.state == "ended"] == ["assignment_ended"], what="the last report")
-    assert service.machine.state_of(LINE).installed == "1.0"
+    assert service.parts.machine.state_of(LINE).installed == "1.0"
 
 
 def test_drift_of_a_candidate_in_the_shadow_is_counted_by_the_control_process(device):
@@ -139,11 +139,11 @@ def test_drift_of_a_candidate_in_the_shadow_is_counted_by_the_control_process(de
     assignment = one.candidate(SHADOW, has_profile=True)
     one.tell(assignment)
     (model,) = (file.sha256.removeprefix("sha256:")[:32] for file in assignment.candidates[0].files if file.name == "model.onnx")
-    rows = DriftStore(one.service.store, SystemClock())
+    rows = DriftStore(one.service.parts.store, SystemClock())
     subjects = wait_until(lambda: {row.subject for row in rows.open_windows()}, what="a sub-window of the candidate")
     assert {(subject.pipeline, subject.model, subject.src) for subject in subjects} == {("front", model, 1)}
-    assert one.service.drift.body()["state"] == "ok"
-    assert "profile_invalid" not in {code for code, _, _ in one.service.drift.findings()}
+    assert one.service.parts.drift.body()["state"] == "ok"
+    assert "profile_invalid" not in {code for code, _, _ in one.service.parts.drift.findings()}
 
 
 def test_two_releases_in_turn_are_both_counted_and_each_answer_says_whose_it_is(device):
@@ -158,6 +158,6 @@ def test_two_releases_in_turn_are_both_counted_and_each_answer_says_whose_it_is(
 def test_a_device_that_forbids_shadows_runs_none(device):
     one = device(shadow_cpu_max=0)
     one.tell(one.candidate(SHADOW))
-    wait_until(one.service.candidates.plans, what="the candidate in its slot")
-    assert one.service.comparing.tick(one.config.pipelines, source="/s", may_act=True) == []
-    assert one.service.comparing.pid is None
+    wait_until(one.service.parts.candidates.plans, what="the candidate in its slot")
+    assert one.service.parts.comparing.tick(one.config.pipelines, source="/s", may_act=True) == []
+    assert one.service.parts.comparing.pid is None

@@ -25,8 +25,9 @@ from waiting import PATIENCE_S, wait_until
 from agent.cli import main
 from agent.config import AgentConfig
 from agent.control import ask
+from agent.duties.pictures import PREVIEW_TAKEN
 from agent.identity import EnrollmentWish, Identity, enroll, parse_token
-from agent.service import PREVIEW_TAKEN, Service
+from agent.service import Service
 from agent.slots import SlotContent, SlotFile, Slots
 from agent.update.assignment import CheckError
 from agent.update.poller import CheckState
@@ -111,7 +112,7 @@ def last(server: ServerSide, suffix: str, accept: Callable[[dict[str, Any]], boo
 
 
 def codes(service: Service) -> set[str]:
-    return {condition.code for condition in service.conditions.active()}
+    return {condition.code for condition in service.parts.conditions.active()}
 
 
 def test_models_are_served_to_other_programs_counted_and_the_days_bytes_told(tmp_path, api, server, start):
@@ -119,8 +120,8 @@ def test_models_are_served_to_other_programs_counted_and_the_days_bytes_told(tmp
     join(api, config)
     install(config, tmp_path)
     service = start(config)
-    assert service.serving is not None
-    wait_until(lambda: any(one.release == "1.0" for one in service.serving.totals()), what="the model to be served")
+    assert service.parts.serving is not None
+    wait_until(lambda: any(one.release == "1.0" for one in service.parts.serving.totals()), what="the model to be served")
     picture = {"name": "pixels", "shape": [1, 8, 8, 3], "datatype": "FP32", "data": [0.5] * 192}
     with httpx.Client(base_url="http://device", transport=httpx.HTTPTransport(uds=f"{tmp_path}/oip"), timeout=PATIENCE_S) as client:
         answer = client.post("/v2/models/color/infer", json={"inputs": [picture]}).json()
@@ -152,7 +153,7 @@ def test_a_device_with_a_model_reports_inference_events_and_itself(tmp_path, api
     model = ModelState.model_validate(last(server, "/model"))
     assert [(slot.line, slot.release, slot.active, slot.committed) for slot in model.slots] == [("color", "1.0", True, True)]
     report = wait_until(api.reports)[0]
-    assert (report.device, report.slots[0].release, report.boot_id) == ("cam-1", "1.0", service.store.boot_id)
+    assert (report.device, report.slots[0].release, report.boot_id) == ("cam-1", "1.0", service.parts.store.boot_id)
     status = ask(config.control_socket, "status")
     assert status["device"] == "cam-1"
     assert status["connected"] is True
@@ -178,7 +179,7 @@ def test_the_desired_config_is_applied_remembered_and_told_back(tmp_path, api, s
     service.stop()
     wait_until(lambda: not config.control_socket.exists())
     again = start(settings(tmp_path, broker={"url": "mqtts://127.0.0.1:1"}))  # offline: what was remembered must do
-    wait_until(lambda: [one.pipeline for one in again._stats] == ["front"])
+    wait_until(lambda: [one.pipeline for one in again.parts.measuring.stats] == ["front"])
 
 
 def test_a_picture_is_shown_where_the_pipeline_allows_it_and_that_is_told(tmp_path, api, server, start, video, capsys):
@@ -242,7 +243,7 @@ def test_a_sealed_secret_reaches_the_source_and_never_the_wire(tmp_path, api, se
 def test_an_agent_that_is_not_enrolled_runs_and_joins_when_it_is(tmp_path, api, server, start, video):
     config = settings(tmp_path, pipelines=[pipeline(video)])
     service = start(config)
-    wait_until(lambda: service.store.counts().by_stream.get("tel"))
+    wait_until(lambda: service.parts.store.counts().by_stream.get("tel"))
     assert "not_enrolled" in codes(service)
     join(api, config)
     wait_until(lambda: not config.control_socket.exists(), what="the service to end, to be wired anew")
@@ -273,9 +274,9 @@ def test_a_clock_that_is_not_set_is_told_and_nothing_stops(tmp_path, api, server
 )
 def test_a_check_that_fails_is_a_condition_of_its_kind_until_one_goes_well(tmp_path, start, family, code, condition):
     service = start(settings(tmp_path))
-    service._on_check(CheckState(error=CheckError(family, code, "As seen.")))
+    service.parts.on_check(CheckState(error=CheckError(family, code, "As seen.")))
     assert condition in codes(service)
-    service._on_check(CheckState())
+    service.parts.on_check(CheckState())
     assert condition not in codes(service)
 
 
@@ -283,12 +284,12 @@ def test_a_full_disk_is_told_and_ends_without_loss(tmp_path, api, server, start)
     config = settings(tmp_path)
     join(api, config)
     service = start(config)
-    wait_until(lambda: service.store.counts().rows)
-    store = service.store
+    wait_until(lambda: service.parts.store.counts().rows)
+    store = service.parts.store
     pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
     with store._lock:
         store._connection.execute(f"PRAGMA max_page_count = {pages}")
-    wait_until(lambda: service._keep([_large_event()]) or "disk_full" in codes(service))
+    wait_until(lambda: service.parts.keep([_large_event()]) or "disk_full" in codes(service))
     with store._lock:
         store._connection.execute("PRAGMA max_page_count = 1000000")
     wait_until(lambda: "disk_full" not in codes(service))
@@ -320,7 +321,7 @@ def test_a_refused_report_is_a_condition(tmp_path, api, server, start):
     config = settings(tmp_path)
     join(api, config)
     service = start(config)
-    found = wait_until(lambda: next((one for one in service.conditions.active() if one.code == "report_refused"), None))
+    found = wait_until(lambda: next((one for one in service.parts.conditions.active() if one.code == "report_refused"), None))
     assert "The counter went back." in found.text
 
 
@@ -430,7 +431,7 @@ def test_the_consoles_no_reaches_an_update_that_waits_and_the_signed_report_says
     join(api, config)
     service = start(config)
     offer = make_release("1.1", 2).assignment()
-    service.machine.offer(offer)
+    service.parts.machine.offer(offer)
     shown = ModelState.model_validate(last(server, "/model", lambda body: body["lines"][0]["waits_for"] == "full_download"))
     assert (shown.lines[0].transfer, shown.lines[0].bytes_needed) == ("full", offer.lines[0].total_bytes)
     reported = last(server, "/reported", lambda body: "full_download_refused" in str(body["conditions"]))

@@ -116,12 +116,12 @@ def acknowledged(server: ServerSide, service: Service, window: SketchWindow) -> 
     heads = [read_head(message.payload) for message in list(server.messages) if "/sketch/" in message.topic]
     revs = {head.rev for head in heads if (head.w0, head.nsub) == (window.w0, window.nsub)}
     keys = [["front", window.window_id, 0, rev] for rev in sorted(revs)]
-    server.command("cam-1", "ack", {"v": 1, "epoch": service.store.epoch, "streams": {}, "sketch": keys})
+    server.command("cam-1", "ack", {"v": 1, "epoch": service.parts.store.epoch, "streams": {}, "sketch": keys})
     return not in_outbox(service, window)
 
 
 def in_outbox(service: Service, window: SketchWindow) -> bool:
-    with service.store.looking() as connection:
+    with service.parts.store.looking() as connection:
         return connection.execute("SELECT 1 FROM outbox WHERE levels = ?", (f"front/{window.window_id}",)).fetchone() is not None
 
 
@@ -141,18 +141,18 @@ def service(tmp_path: Path, clock: FakeClock) -> Iterator[Service]:
     made = Service(config, clock=clock, version="1", probe=list)
     made._apply_desired()
     yield made
-    made.store.close()
+    made.parts.store.close()
 
 
 def states(service: Service) -> list[Drift]:
-    rows = [json.loads(row.payload) for row in service.store.next_batch(100) if row.stream == "drift"]
+    rows = [json.loads(row.payload) for row in service.parts.store.next_batch(100) if row.stream == "drift"]
     return [Drift.model_validate(row) for row in rows]
 
 
 def work(service: Service, clock: FakeClock, world: World, *, rows: int, every_s: float = 50.0) -> None:
     for _ in range(rows):
         clock.advance(every_s)
-        service.drift.add(world.row(clock.monotonic()))
+        service.parts.drift.add(world.row(clock.monotonic()))
         service._tick()
 
 
@@ -160,7 +160,7 @@ def test_a_release_without_a_reference_profile_is_told_as_not_watched(service: S
     service._tick()
     (told,) = states(service)
     assert [(one.pipeline, one.grade, one.model) for one in told.pipelines] == [("front", "none", "")]
-    assert service.drift._watch is None  # and costs nothing
+    assert service.parts.drift._watch is None  # and costs nothing
 
 
 def test_rows_make_the_state_topic_conditions_and_status_speak(service: Service, clock: FakeClock, tmp_path: Path):
@@ -169,16 +169,16 @@ def test_rows_make_the_state_topic_conditions_and_status_speak(service: Service,
     work(service, clock, world, rows=15)
     (told,) = states(service)
     assert (told.pipelines[0].grade, told.pipelines[0].release) == ("collecting", "1.0")
-    assert {one.code for one in service.conditions.active()} >= {"frame_black"}
+    assert {one.code for one in service.parts.conditions.active()} >= {"frame_black"}
     assert service.status()["drift"]["pipelines"][0]["step_s"] == 8
 
 
 def test_the_twin_sets_what_is_asked_of_the_check_and_a_bad_wish_is_told(service: Service):
-    service._twin.take(Desired(rev=1, config={"drift": {"false_alarms_per_year": 0.2, "check": "server", "indoor": "perhaps"}}))
+    service.parts.twin.take(Desired(rev=1, config={"drift": {"false_alarms_per_year": 0.2, "check": "server", "indoor": "perhaps"}}))
     service._apply_desired()
     assert service.status()["drift"]["false_alarms_per_year"] == 0.2
-    assert service.drift.body()["check"] == "server"
-    assert "drift.indoor" in service._twin.in_force.errors
+    assert service.parts.drift.body()["check"] == "server"
+    assert "drift.indoor" in service.parts.twin.in_force.errors
 
 
 def test_a_device_that_is_told_not_to_watch_asks_for_no_rows(tmp_path: Path, clock: FakeClock):
@@ -187,21 +187,21 @@ def test_a_device_that_is_told_not_to_watch_asks_for_no_rows(tmp_path: Path, clo
     made = Service(AgentConfig.model_validate(settings), clock=clock, version="1", probe=list)
     made._apply_desired()
     made._tick()
-    assert made.inference._steps == {}
-    assert made.drift.body()["pipelines"][0]["grade"] == "off"
-    made.store.close()
+    assert made.parts.inference._steps == {}
+    assert made.parts.drift.body()["pipelines"][0]["grade"] == "off"
+    made.parts.store.close()
 
 
 def test_a_device_that_is_told_to_watch_no_more_says_off_and_misses_no_frames(service: Service, clock: FakeClock, tmp_path: Path):
     grid = make_grid()
     work(service, clock, World(grid, make_profile(tmp_path / "slot", grid)), rows=5)
-    assert service.drift.body()["pipelines"][0]["grade"] == "collecting"
-    service.drift.configure(DriftConfig(enabled=False), service._twin.in_force.config.pipelines)  # as by a signed configuration
+    assert service.parts.drift.body()["pipelines"][0]["grade"] == "collecting"
+    service.parts.drift.configure(DriftConfig(enabled=False), service.parts.twin.in_force.config.pipelines)  # as by a signed configuration
     for _ in range(20):
         clock.advance(30.0)
         service._tick()
-    assert service.drift.body()["pipelines"][0]["grade"] == "off"
-    assert "frame_missing" not in {one.code for one in service.conditions.active()}
+    assert service.parts.drift.body()["pipelines"][0]["grade"] == "off"
+    assert "frame_missing" not in {one.code for one in service.parts.conditions.active()}
     assert states(service)[-1].pipelines[0].grade == "off"
 
 
@@ -209,14 +209,14 @@ def test_what_drift_cannot_read_of_its_own_stops_nothing_else(service: Service, 
     grid = make_grid()
     world = World(grid, make_profile(tmp_path / "slot", grid))
     work(service, clock, world, rows=3)
-    service.drift._watch.stop()
-    with service.store.writing() as writing:
+    service.parts.drift._watch.stop()
+    with service.parts.store.writing() as writing:
         writing.execute("UPDATE drift_windows SET body = x'00'")
-    service.drift._watch = None  # the next one goes on with what is there
+    service.parts.drift._watch = None  # the next one goes on with what is there
     work(service, clock, world, rows=40)
-    assert service.drift.figures()["lost"] > 0
-    assert service.drift.body()["pipelines"][0]["grade"] == "collecting"
-    with service.store.looking() as connection:
+    assert service.parts.drift.figures()["lost"] > 0
+    assert service.parts.drift.body()["pipelines"][0]["grade"] == "collecting"
+    with service.parts.store.looking() as connection:
         closed = connection.execute("SELECT count(*) FROM drift_windows WHERE rows > 0 AND flags & 4 = 0").fetchone()[0]
     assert closed >= 2
 
@@ -230,9 +230,9 @@ def test_a_review_that_cannot_read_the_past_stops_nothing_else(
     monkeypatch.setattr("agent.drift.references.wants_grid", damaged)
     grid = make_grid()
     work(service, clock, World(grid, make_profile(tmp_path / "slot", grid)), rows=30)
-    with service.store.looking() as connection:
+    with service.parts.store.looking() as connection:
         assert connection.execute("SELECT count(*) FROM drift_windows WHERE rows > 0 AND flags & 4 = 0").fetchone()[0] >= 2
-    service.drift.stop()
+    service.parts.drift.stop()
 
 
 def test_more_rows_than_may_wait_for_the_control_loop_are_counted(service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -240,8 +240,8 @@ def test_more_rows_than_may_wait_for_the_control_loop_are_counted(service: Servi
     grid = make_grid()
     world = World(grid, make_profile(tmp_path / "slot", grid))
     for _ in range(5):
-        service.drift.add(world.row(0.0))
-    assert service.drift.figures()["lost"] == 3
+        service.parts.drift.add(world.row(0.0))
+    assert service.parts.drift.figures()["lost"] == 3
 
 
 def test_kept_sub_windows_are_copied_into_a_file(service: Service, clock: FakeClock, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -263,11 +263,11 @@ def test_drift_is_shown_in_words(service: Service, clock: FakeClock, tmp_path: P
     from agent.commands.drift import show_drift
 
     lines: list[str] = []
-    show_drift(service.drift.figures(), lines.append)
+    show_drift(service.parts.drift.figures(), lines.append)
     assert lines == ["drift front: not watched: its release brings no reference profile"]
     grid = make_grid()
     work(service, clock, World(grid, make_profile(tmp_path / "slot", grid)), rows=3)
-    figures = service.drift.figures()
+    figures = service.parts.drift.figures()
     one = figures["pipelines"][0]
     raised = one | {
         "grade": "calibrated",

@@ -37,35 +37,35 @@ def service(tmp_path: Path, clock: FakeClock) -> Iterator[Service]:
     made = Service(config, clock=clock, version="1", probe=list)
     made._apply_desired()
     yield made
-    made.store.close()
+    made.parts.store.close()
 
 
 def park(service: Service, clock: FakeClock, *, seconds: int) -> None:
     """A car stands there, seen once a second."""
     for _ in range(seconds):
-        service._take_prediction(saw_boxes(box_at(0.5, 0.8), at_ms=to_unix_ms(clock.now())))
+        service.parts.predictions.take(saw_boxes(box_at(0.5, 0.8), at_ms=to_unix_ms(clock.now())))
         clock.advance(1)
     service._take_predictions()
 
 
 def told(service: Service) -> list[tuple[str, str, str | None]]:
-    rows = [json.loads(row.payload) for row in service.store.next_batch(100) if row.stream == "event"]
+    rows = [json.loads(row.payload) for row in service.parts.store.next_batch(100) if row.stream == "event"]
     events = [RuleEvent.model_validate(row["data"]) for row in rows]
     return [(one.rule, str(one.phase), one.reason) for one in events]
 
 
 def wish(service: Service, rev: int, *pipelines: dict[str, Any], **config: Any) -> None:
-    service._twin.take(Desired(rev=rev, config={"pipelines": list(pipelines), **config}))
+    service.parts.twin.take(Desired(rev=rev, config={"pipelines": list(pipelines), **config}))
     service._apply_desired()
 
 
 def test_another_rule_ends_what_lasts_and_leaves_the_camera_alone(service: Service, clock: FakeClock):
     park(service, clock, seconds=3)
-    before = service.inference._pipelines
+    before = service.parts.inference._pipelines
     assert before[0].track
     wish(service, 1, pipeline({**PARKED, "seconds": 5}))
     assert told(service) == [("parked", "started", None), ("parked", "ended", "configuration")]
-    assert service.inference._pipelines == before
+    assert service.parts.inference._pipelines == before
 
 
 def test_what_stays_as_it_is_goes_on(service: Service, clock: FakeClock):
@@ -91,19 +91,19 @@ def test_a_camera_that_says_nothing_ends_what_lasts(service: Service, clock: Fak
 def test_signed_rules_are_in_force_and_told_and_those_that_do_not_fit_are_told_why(service: Service):
     left = {"name": "left", "kind": "leave", "zone": "drive"}
     settings = checked({"pipelines": {"*": {"rules": [left]}}}, what="fleet")
-    found = service._twin.apply(Effective(settings, {}, {}))
+    found = service.parts.twin.apply(Effective(settings, {}, {}))
     assert found is not None
     assert [rule.name for rule in found.config.pipelines[0].rules] == ["left"]
     assert [rule["name"] for rule in found.values["pipelines"]["front"]["rules"]] == ["left"]
     assert [rule["name"] for rule in found.base["pipelines"]["front"]["rules"]] == ["parked"]
     settings = checked({"pipelines": {"*": {"rules": [{**left, "zone": "lawn"}]}}}, what="fleet")
-    found = service._twin.apply(Effective(settings, {}, {}))
+    found = service.parts.twin.apply(Effective(settings, {}, {}))
     assert found is not None
     assert [rule.name for rule in found.config.pipelines[0].rules] == ["parked"]
     assert "names the zone 'lawn'" in found.ignored["pipelines.front.rules"]
 
 
 def test_the_servers_time_is_asked_for_when_a_rule_has_a_schedule(service: Service):
-    assert not service._has_schedules()
+    assert not service.parts.has_schedules()
     wish(service, 1, pipeline({**PARKED, "schedule": [{"from": "22:00", "to": "06:00"}]}))
-    assert service._has_schedules()
+    assert service.parts.has_schedules()

@@ -81,7 +81,7 @@ def test_a_trip_through_the_yard_is_stored_on_the_server(agent, database):
 
     def carry() -> list[RuleEvent]:
         """What the broker would do: bring the outbox's events to ingest."""
-        rows = [row for row in agent.store.next_batch(500, skip=sent) if row.stream == "event"]
+        rows = [row for row in agent.parts.store.next_batch(500, skip=sent) if row.stream == "event"]
         sent.update(row.id for row in rows)
         topic = device_topic(DEFAULT_TENANT, CAM, "event")
         batch = [Incoming(topic, row.payload, 1, False, number, 1) for number, row in enumerate(rows)]

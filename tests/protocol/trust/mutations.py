@@ -265,7 +265,7 @@ MUTATIONS = (
     one(
         "freeze",
         "condition metadata_stale",
-        "agent/service.py",
+        "agent/wiring.py",
         'code = "metadata_stale" if error.code == "freeze" else "trust_refused"',
         'code = "trust_refused"',
         f"{SERVICE}::test_a_check_that_fails_is_a_condition_of_its_kind_until_one_goes_well",
