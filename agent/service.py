@@ -19,7 +19,6 @@ from agent.importing import Importer, ImportState, sole_use
 from agent.inference.messages import Prediction
 from agent.notify import Notifier
 from agent.telling import Telling
-from agent.threads import Threads
 from agent.wiring import Joined, Parts
 from protocol.clock import Clock
 from protocol.errors import DeviceError
@@ -32,6 +31,8 @@ log = logging.getLogger("mooring.service")
 TICK_S = 0.1
 #: Ticks between two looks for an identity while the device is not enrolled.
 ENROLLMENT_LOOK_TICKS = 10
+#: Seconds of system time before a thread that failed starts again.
+THREAD_PAUSE_S = 5.0
 #: Condition of trouble with the store, by error code.
 _STORE_CONDITIONS = {"disk-full": "disk_full", "store-failed": "store_failed"}
 
@@ -239,3 +240,32 @@ class Service:
         if self.parts.joined is None:
             raise DeviceError("This device is not enrolled.", code="not-enrolled")
         return self.parts.joined.importer
+
+
+class Threads:
+    """They go on until `stop` is set; whoever waits must be woken by then. What ends one unexpectedly is logged, and it starts again."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop, self._threads = stop, list[threading.Thread]()
+
+    def start(self, name: str, run: Callable[[threading.Event], None]) -> None:
+        """Run it on a thread of its own; it returns once the event it is given is set."""
+        thread = threading.Thread(target=self._keep_running, args=(name, run), name=name)
+        thread.start()
+        self._threads.append(thread)
+
+    def join(self) -> None:
+        """Wait for the end of all."""
+        for thread in self._threads:
+            thread.join()
+
+    def _keep_running(self, name: str, run: Callable[[threading.Event], None]) -> None:
+        """The outermost loop of a thread; what it starts again goes on from what the store remembers."""
+        while not self._stop.is_set():
+            try:
+                run(self._stop)
+            except Exception:
+                log.exception("service.thread-failed name=%s", name)
+                self._stop.wait(THREAD_PAUSE_S)
+            else:
+                return

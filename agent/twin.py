@@ -6,9 +6,8 @@ from typing import Any
 
 from agent.config import AgentConfig, PipelineConfig
 from agent.identity import Identity
-from agent.settings.credentials import resolve_secrets
 from agent.settings.desired import DesiredConfig, parse_desired
-from agent.settings.overlaying import effective_config, settable, trim_rules, with_settable
+from agent.settings.overlaying import effective_config, resolve_secrets, settable, trim_rules, with_settable
 from agent.store import Store
 from protocol.configuration import Effective, overlay
 from protocol.errors import MooringError

@@ -10,9 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent.children import child_environment
-from agent.database.schema import SCHEMA_VERSION, migrate
 from protocol.errors import DeviceError
 
+#: Migrations there are (`agent/database/schema.py`); `PRAGMA user_version` counts those applied, so that a file that is up to date
+#: loads neither them nor their library.
+SCHEMA_VERSION = 3
 _BUSY_TIMEOUT_S = 10.0
 _SQLITE_FULL = 13
 #: The first bytes of an SQLite file, and where among them PRAGMA user_version lies (fileformat2.html, 1.3).
@@ -136,11 +138,18 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_size_limit = 1048576")
         _check_pages(connection)
         if connection.execute("PRAGMA user_version").fetchone()[0] < SCHEMA_VERSION:
-            migrate(connection)
+            _migrate(connection)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    from agent.database.schema import migrate
+
+    migrate(connection)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def _check_pages(connection: sqlite3.Connection) -> None:

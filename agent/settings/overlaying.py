@@ -1,11 +1,12 @@
-"""What is in force: the local settings, with what the server wishes and what signed configuration sets laid over them."""
+"""What is in force: the local settings, what the server wishes and signed configuration sets laid over them, secrets put in their place."""
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import ValidationError
 
-from agent.config import AgentConfig, BudgetConfig, PipelineConfig, TelemetryConfig, UpdateConfig
+from agent.config import AgentConfig, BudgetConfig, PipelineConfig, SensorSource, StreamSource, TelemetryConfig, UpdateConfig
 from agent.settings.complaints import complaints
 from agent.settings.desired import DesiredConfig
 from protocol.configuration import BudgetSettings, PipelineSettings, TelemetrySettings, UpdateSettings
@@ -80,3 +81,27 @@ def trim_rules(config: AgentConfig) -> tuple[AgentConfig, dict[str, str]]:
             left -= size
             kept.append(pipeline)
     return (config if not errors else config.model_copy(update={"pipelines": tuple(kept)})), errors
+
+
+def resolve_secrets(pipelines: tuple[PipelineConfig, ...], secrets: Mapping[str, str]) -> tuple[tuple[PipelineConfig, ...], dict[str, str]]:
+    """The pipelines with each named secret ("user:password") put into its URL, and per pipeline left out: why."""
+    resolved, errors = [], {}
+    for pipeline in pipelines:
+        source = pipeline.source
+        if not isinstance(source, StreamSource | SensorSource) or source.secret is None:
+            resolved.append(pipeline)
+        elif (value := secrets.get(source.secret)) is None:
+            errors[f"pipelines.{pipeline.name}.source.secret"] = f"no secret named {source.secret!r} has reached this device"
+        else:
+            names = ("url", "sub_url") if isinstance(source, StreamSource) else ("broker",)
+            addresses = {name: address for name in names if (address := getattr(source, name)) is not None}
+            update = {**{name: _with_credentials(address, value) for name, address in addresses.items()}, "secret": None}
+            resolved.append(pipeline.model_copy(update={"source": source.model_copy(update=update)}))
+    return tuple(resolved), errors
+
+
+def _with_credentials(url: str, secret: str) -> str:
+    user, _, password = secret.partition(":")
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{quote(user, safe='')}:{quote(password, safe='')}@{host}"))

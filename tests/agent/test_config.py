@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from agent.config import AgentConfig, mask
-from agent.settings.credentials import resolve_secrets
 from agent.settings.desired import DesiredConfig, parse_desired
 from agent.settings.loading import LoadedConfig, load_config
-from agent.settings.overlaying import effective_config, settable, with_settable
+from agent.settings.overlaying import effective_config, resolve_secrets, settable, with_settable
 from protocol.configuration import checked, overlay
 from protocol.errors import ConfigError
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
-from agent.database.file import prepare_in_child
+from agent.database.file import SCHEMA_VERSION, prepare_in_child
 from agent.database.outbox import Draft
+from agent.database.schema import MIGRATIONS
 from agent.store import Store
 from protocol.clock import Clock, SystemClock
 from protocol.errors import DeviceError, InvalidError
@@ -266,6 +267,10 @@ def test_many_threads_may_add_at_once(tmp_path):
         for thread in threads:
             thread.join()
         assert [body["seq"] for body in payloads(store)] == list(range(100))
+
+
+def test_the_version_of_the_file_counts_its_migrations():
+    assert len(MIGRATIONS) == SCHEMA_VERSION
 
 
 def test_a_second_open_needs_no_schema_library(tmp_path):
