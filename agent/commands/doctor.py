@@ -7,6 +7,7 @@ from agent.commands.settings import load
 
 
 def show(options: argparse.Namespace) -> int:
+    """Print what was found; returns 1 when something keeps the agent from its work."""
     from agent.doctor import examine
 
     found = examine(load(options).config)

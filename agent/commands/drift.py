@@ -18,6 +18,7 @@ _GRADES = {
 
 
 def show(options: argparse.Namespace) -> int:
+    """Print what the running agent knows. Raises: TransferError when none runs."""
     from agent.control import ask
 
     found = ask(load(options).config.control_socket, "drift")
@@ -26,6 +27,7 @@ def show(options: argparse.Namespace) -> int:
 
 
 def record(options: argparse.Namespace) -> int:
+    """Copy the kept sub-windows into a file. Raises: NotFoundError when there are none; ConfigError when it cannot be written."""
     from agent.drift.store import SUBWINDOWS_PER_DAY, read_windows
     from protocol.clock import from_environment
     from protocol.sketches.recording import encode_recording
@@ -53,6 +55,7 @@ def record(options: argparse.Namespace) -> int:
 
 
 def show_drift(found: dict[str, Any], out: Out, indent: str = "") -> None:
+    """A line per pipeline."""
     for one in found["pipelines"]:
         text = _GRADES.get(one["grade"], one["grade"])
         if one["grade"] == "collecting":

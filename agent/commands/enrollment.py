@@ -14,6 +14,7 @@ MAX_TOKEN_BYTES = 1024
 
 
 def enroll_device(options: argparse.Namespace) -> int:
+    """Get an identity from a server with a one-time token. Raises: ConfigError, InvalidError; MooringError as the server refused it."""
     from agent.identity import EnrollmentWish, enroll, guess_device_type, parse_token
 
     config = load(options).config
@@ -59,6 +60,7 @@ def _token_text(options: argparse.Namespace) -> str:
 
 
 def show_identity(options: argparse.Namespace) -> int:
+    """Print the identity. Raises: DeviceError when there is none."""
     from agent.identity import certificate_life, load_identity
 
     identity = load_identity(load(options).config.identity_dir)

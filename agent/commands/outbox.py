@@ -10,6 +10,7 @@ from protocol.errors import TransferError
 
 
 def show(options: argparse.Namespace) -> int:
+    """Print how full the outbox is."""
     from agent.control import ask
 
     config = load(options).config
@@ -30,6 +31,7 @@ def show(options: argparse.Namespace) -> int:
 
 
 def read_outbox(config: AgentConfig) -> dict[str, Any]:
+    """What its file says while no agent runs. Raises: DeviceError when it cannot be read."""
     from dataclasses import asdict
 
     from agent.store import count_rows

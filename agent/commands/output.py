@@ -10,6 +10,7 @@ Out = Callable[[str], object]
 
 
 def answer(options: argparse.Namespace, document: Any, show: Callable[[Out], object]) -> None:
+    """Print the document as JSON when `--json` asks for it, else what `show` makes of it."""
     if options.json:
         sys.stdout.write(json.dumps(document, indent=2, default=str) + "\n")
     else:

@@ -13,6 +13,7 @@ DEFAULT_LISTEN = "127.0.0.1:8000"
 
 
 def run(options: argparse.Namespace) -> int:
+    """Run the agent until SIGTERM or SIGINT. Raises: DeviceError."""
     import signal
 
     from agent.database.file import prepare_in_child

@@ -9,6 +9,7 @@ from protocol.errors import NotFoundError
 
 
 def probe(options: argparse.Namespace) -> int:
+    """Try every runtime and wanted provider, and print how it went."""
     from agent.inference.options import backend_options
     from runtime.probe import probe_environment
 

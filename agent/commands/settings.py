@@ -12,6 +12,7 @@ from protocol.errors import ConfigError
 
 
 def load(options: argparse.Namespace) -> LoadedConfig:
+    """The settings, with this command's flags over all else. Raises: ConfigError."""
     flags: dict[str, Any] = {"state_dir": options.state_dir, "run_dir": options.run_dir}
     for setting in options.set:
         key, separator, value = setting.partition("=")
@@ -27,6 +28,7 @@ def load(options: argparse.Namespace) -> LoadedConfig:
 
 
 def show(options: argparse.Namespace) -> int:
+    """Print every setting, secrets masked."""
     rows = load(options).rows()
     found = {key: {"value": value, "origin": origin} for key, value, origin in rows}
 
@@ -39,6 +41,7 @@ def show(options: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
+    """Say that the settings are good. Raises: ConfigError naming what is not."""
     load(options)
     answer(options, {"ok": True}, lambda out: out("The settings are good."))
     return 0

@@ -9,6 +9,7 @@ from protocol.errors import ConfigError
 
 
 def save(options: argparse.Namespace) -> int:
+    """Write the picture to a file, or to standard output. Raises: MooringError when there is none; ConfigError when it cannot be."""
     import base64
 
     from agent.control import ask

@@ -16,6 +16,7 @@ _TRANSFERS = {"delta": "as a delta", "full": "whole", "none": "not at all, it is
 
 
 def show(options: argparse.Namespace) -> int:
+    """Print how the agent is; returns 1 when none runs."""
     from agent.control import ask
 
     config = load(options).config
@@ -84,6 +85,7 @@ def _show_status(found: dict[str, Any], out: Out) -> None:
 
 
 def show_configuration(signed: dict[str, Any], out: Out) -> None:
+    """Which signed configuration is in force, its values with their origin, and what is left out."""
     from protocol.configuration import leaves, origin_of
 
     which = f"{signed['group']}/{signed['rev']}" if signed.get("rev") else "the device's own values"

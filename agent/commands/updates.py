@@ -15,6 +15,7 @@ AGENT_START_S = 20.0
 
 
 def consent(options: argparse.Namespace) -> int:
+    """Give the running agent the answer. Raises: TransferError when none runs; MooringError when it refuses."""
     from agent.control import ask
 
     found = ask(load(options).config.control_socket, "consent", line=options.line, given=options.yes)
@@ -24,6 +25,7 @@ def consent(options: argparse.Namespace) -> int:
 
 
 def import_stick(options: argparse.Namespace) -> int:
+    """Take the stick over, through the agent when one runs; returns 1 when nothing was taken."""
     import time
 
     from agent.control import ask
@@ -63,6 +65,7 @@ def _import_stopped(config: AgentConfig, folder: Path) -> dict[str, Any]:
 
 
 def show_import(found: dict[str, Any], out: Out) -> None:
+    """How the import stands, and what to do next."""
     names = ", ".join(f"{release} of {line}" for line, release in found["releases"]) or "nothing"
     match found["phase"]:
         case "failed":

@@ -16,5 +16,6 @@ def version() -> str:
 
 
 def show(options: argparse.Namespace) -> int:
+    """Print the version."""
     answer(options, {"version": version()}, lambda out: out(f"mooring-agent {version()}"))
     return 0

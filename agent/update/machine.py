@@ -8,7 +8,6 @@ import os
 import random
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -520,6 +519,8 @@ class UpdateMachine:
                     self._on_change(line)
 
     def _scrub_line(self, line: LineName) -> None:
+        from concurrent.futures import ThreadPoolExecutor  # for this alone, which is rare
+
         pointer = self._slots.pointer(line)
         with ThreadPoolExecutor(1, initializer=_yield_to_inference) as aside:
             damaged = aside.submit(self._damaged, line).result()
