@@ -250,14 +250,24 @@ class Symbols:
         words, entries, count = self._words, self._tables.entries.data, len(slots)
         x, places = int(self._x[0]), [base] * count if bases is None else bases.tolist()
         words.more(0)
-        ahead, used, got = words.ahead[:count].tolist(), 0, [0] * count
-        for number in range(0, count, 2):
-            got[number] = slot = places[number] + (x & 4095)
-            first, second = entries[slot], (TABLE_SLOTS << TABLE_BITS) + (x >> 12 & 4095)
-            if number + 1 < count:
-                got[number + 1] = slot = places[number + 1] + (x >> 12 & 4095)
-                second = entries[slot]
+        ahead, used = words.ahead[:count].tolist(), 0
+        got: list[int] = []
+        put = got.append
+        for first_base, second_base in zip(places[::2], places[1::2], strict=False):
+            put(slot := first_base + (x & 4095))
+            first = entries[slot]
+            put(slot := second_base + (x >> 12 & 4095))
+            second = entries[slot]
             x = (first >> 12) * ((second >> 12) * (x >> 24) + (second & 4095)) + (first & 4095)
+            if x < STATE_LOW:
+                if used == len(ahead):
+                    raise DeltaError("The symbols of the delta end too early.")
+                x = x << WORD_BITS | ahead[used]
+                used += 1
+        if count & 1:  # the last one has no second
+            put(slot := places[-1] + (x & 4095))
+            first = entries[slot]
+            x = (first >> 12) * (x >> 12) + (first & 4095)
             if x < STATE_LOW:
                 if used == len(ahead):
                     raise DeltaError("The symbols of the delta end too early.")
