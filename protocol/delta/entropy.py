@@ -284,6 +284,20 @@ class ByteSymbols:
     def __init__(self, data: bytes) -> None:
         self._data = np.frombuffer(data, np.uint8)
         self._at = 0
+        self._numbers: Array = np.empty(0, np.int64)
+
+    def foresee(self, count: int, bits: "Bits") -> None:
+        """Read the numbers of the first `count` symbols, with their raw bits: one pass for all. Raises: DeltaError when they end."""
+        if count > len(self._data):
+            raise DeltaError("The symbols of the delta end too early.")
+        self._numbers = numbers(self._data[:count], bits, is_small=False)
+
+    def taken(self, count: int) -> Array:
+        """The foreseen numbers of the `count` symbols that were taken last, int64. Raises: DeltaError when they were not foreseen."""
+        made = self._numbers[self._at - count : self._at]
+        if len(made) != count:
+            raise DeltaError("The delta has more symbols than its tensors have values.")
+        return made
 
     def take(self, _first_slot: int, count: int) -> Array:
         """The next `count` symbols; there are no tables. Raises: DeltaError when they end."""

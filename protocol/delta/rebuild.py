@@ -265,8 +265,10 @@ class Rebuilding:
         packed_ = [index for index in small if told[index] in self.packed]
         if self.plan.rides and not packed_:
             self.streams.bits.more = self.symbols.finish
-        self._lay_out(varying)
         floats = of_kind[Kind.F32] + of_kind[Kind.F16]
+        if isinstance(self.symbols, ByteSymbols):
+            self._foresee(self.symbols, varying + of_kind[Kind.I64] + floats + of_kind[Kind.I32])
+        self._lay_out(varying)
         self._write_numbers(of_kind[Kind.I64])
         self._write_numbers([index for index in floats if index not in links.product_of])
         self._write_numbers([index for index in floats if index in links.product_of])
@@ -279,6 +281,14 @@ class Rebuilding:
         self._finish()
         self._write_raw(raw)
         self._write_same(same)
+
+    def _foresee(self, symbols: ByteSymbols, indices: list[int]) -> None:
+        """Read the numbers of these tensors and of the drifts, which come before all others, at once."""
+        told, tensors = self.plan.told, self.scan.tensors
+        count = sum([tensors[index].count for index in indices if told[index] >= FIRST_CLASS]) + sum(self._drift_counts())
+        if count > packed.MAX_BYTE_SYMBOLS:
+            raise DeltaError(f"The delta has {count} symbols as bytes; at most {packed.MAX_BYTE_SYMBOLS} are allowed.")
+        symbols.foresee(count, self.streams.bits)
 
     def _finish(self) -> None:
         """Complete what waits for its lowest bits: those that rode in the states of the coders first."""
@@ -470,6 +480,12 @@ class Rebuilding:
             return np.zeros(1, np.uint8) if is_small else 0
         if is_small and not tensor.varying:
             return small_numbers(symbols, self.streams.bits)
+        return self._numbers_of(symbols, is_small=is_small)
+
+    def _numbers_of(self, symbols: Array, *, is_small: bool) -> Array:
+        """The numbers of these symbols, which were taken last."""
+        if isinstance(self.symbols, ByteSymbols):
+            return self.symbols.taken(len(symbols))
         return numbers(symbols, self.streams.bits, is_small=is_small)
 
     def _symbols(self, pieces: list[Piece], fine: Array | None) -> Array | None:
@@ -525,15 +541,23 @@ class Rebuilding:
                 runs.append(predict.run(starts[self.row_classes[index]], tensor.count // tensor.rows, start, stop))
         return repeated_runs(runs, np.int64)
 
+    def _drift_counts(self) -> list[int]:
+        """How many numbers each drift has."""
+        tensors = self.scan.tensors
+        return [
+            rank * (tensors[index].rows + tensors[index].count // max(1, tensors[index].rows))
+            for index, (rank, _) in self.plan.drifts.items()
+        ]
+
     def _take_drifts(self) -> None:
         tensors, drifts = self.scan.tensors, self.plan.drifts
         if not drifts:
             return
-        counts = [rank * (tensors[index].rows + tensors[index].count // max(1, tensors[index].rows)) for index, (rank, _) in drifts.items()]
+        counts = self._drift_counts()
         first, one = self.starts[self.plan.drift_numbers], self.plan.classes[self.plan.drift_numbers]
         if (first == NO_TABLE and not one.is_in_bytes) or one.is_plain or one.levels != 1 or sum(counts) > MAX_DRIFT_NUMBERS:
             raise DeltaError("The delta has drifts without a fitting class, or too many of them.")
-        taken = numbers(self.symbols.take(first, sum(counts)), self.streams.bits, is_small=True).astype(np.float32)
+        taken = self._numbers_of(self.symbols.take(first, sum(counts)), is_small=True).astype(np.float32)
         if taken.size and np.abs(taken).max() > 127:
             raise DeltaError("The delta has a drift of more than 127.")
         at = 0

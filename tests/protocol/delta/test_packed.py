@@ -16,7 +16,7 @@ from protocol.canonical import digest_of
 from protocol.delta import frames, packed, rebuild
 from protocol.delta.container import HEADER_BYTES, Header, Method
 from protocol.delta.decoder import apply
-from protocol.delta.entropy import ByteSymbols
+from protocol.delta.entropy import FIRST_LONG, Bits, ByteSymbols
 from protocol.delta.errors import DeltaError
 from protocol.delta.plan import BYTES, IN_BYTES, PLAIN, RIDING, Plan, Reader, read_plan
 from protocol.delta.tensors import Links, varint
@@ -240,6 +240,19 @@ def test_symbols_in_bytes_that_are_cut_or_left_are_refused():
     assert whole.take(0, 1).tolist() == [1]
     assert whole.rest() == b"\x02\x03"
     assert whole.finish() == b""
+
+
+def test_numbers_of_symbols_in_bytes_are_read_at_once_and_no_further_than_foreseen():
+    long = np.uint8(FIRST_LONG)
+    symbols, bits = ByteSymbols(bytes([1, 2, long, long, 0])), Bits(memoryview(b"\x02"))
+    symbols.foresee(4, bits)
+    taken = [symbols.taken(len(symbols.take(0, count))).tolist() for count in (1, 3)]
+    assert taken == [[1], [-1, 4, 5]]
+    symbols.take(0, 1)
+    with pytest.raises(DeltaError, match="more symbols"):
+        symbols.taken(1)
+    with pytest.raises(DeltaError, match="too early"):
+        ByteSymbols(b"\x01").foresee(2, bits)
 
 
 @pytest.mark.parametrize(("mode", "flags"), [(IN_BYTES, PLAIN), (RIDING, BYTES)])
