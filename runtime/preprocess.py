@@ -153,7 +153,7 @@ _CLEAR = 1e-3
 
 
 def _line_of(tensor: TensorDescription, table: Array, *, mean: float, std: float) -> tuple[float, float] | None:
-    """(a, b) when table[x] = clip(round(a * x + b)) for all channels and no sum is below 0 or close to a half; else None."""
+    """(a, b) when table[x] = clip(round(a * x + b)) for all channels and no sum rounds below 0 or is close to a half; else None."""
     if tensor.dtype != "uint8" or tensor.scale is None or tensor.zero_point is None or (table != table[0]).any():
         return None
     steps = std * float(np.float32(tensor.scale))
