@@ -38,11 +38,12 @@ CLEAN = "clean"
 OF_WINDOW, OF_PLACE, OF_DAMAGE = 1100, MAX_ROWS // MAX_PLACES, DAMAGED_OF_PLACE
 #: Rows of a window of few things: an hour.
 HOUR = 3600
-TAKES = 2
+#: Takes of each camera and shift, by which frames and draws differ; the first two of the test were looked at before (ADR 0044).
+TAKES = {"study": (0, 1), "test": (2, 3)}
 #: Concentrations of the chances of classes, where the study looks at other mixes of things.
 MIXES = (200, 20, 5, 2)
 #: Rows that are kept between runs. Another form is another name.
-_PLACES, _WINDOWS = banks.CACHE / "places-2.npz", "windows-1"
+_PLACES, _WINDOWS = banks.CACHE / "places-2.npz", "windows-2"
 #: Code that decides what is estimated and believed.
 _SOURCES = ("benchmarks/drift/labels.py", "fleet/monitoring/accuracy.py", "fleet/monitoring/tried.py", "fleet/registry/profiles.py")
 
@@ -100,20 +101,15 @@ def places() -> dict[str, dict[str, Rows]]:
 
 def windows(purpose: str, index: int) -> dict[str, list[Rows]]:
     """Rows of the windows of a camera by shift: each of new things, in even shares, at any light and weather of its kind."""
-    kind, scene = banks.roster(purpose)[index]
-    path = banks.CACHE / f"{_WINDOWS}-{purpose}-{index}.npz"
-    if not path.exists():
-        lens, _, _ = banks.lens_and_things(purpose, index)
-        arrays = {}
-        for number, shift in enumerate((None, *SHIFTS, *(HELD_OUT if purpose == "test" else ()))):
-            for take in range(TAKES):
-                rng = np.random.default_rng([77, 4, purpose == "test", index, number, take])
-                arrays[f"{shift.name if shift else CLEAN}|{take}"] = _frames(lens, banks.KINDS[kind], OF_WINDOW, rng, shift)
-        _store(path, arrays)
+    scene = banks.roster(purpose)[index][1]
     found: dict[str, list[Rows]] = {}
-    with np.load(path) as stored:
-        for name in stored.files:
-            found.setdefault(name.partition("|")[0], []).append(_split(stored[name], scene))
+    for take in TAKES[purpose]:
+        path = banks.CACHE / f"{_WINDOWS}-{purpose}-{index}-{take}.npz"
+        if not path.exists():
+            _store(path, _take(purpose, index, take))
+        with np.load(path) as stored:
+            for name in stored.files:
+                found.setdefault(name, []).append(_split(stored[name], scene))
     return found
 
 
@@ -169,7 +165,7 @@ def few_things(cameras: Sequence[int]) -> list[Estimated]:
 
     def make(index: int) -> list[Estimated]:
         bank = banks.load("test", index)
-        drawn = [(name, _drawn(bank, name, HOUR, (23, index, take, len(name)))) for name in bank.rows for take in range(TAKES)]
+        drawn = [(name, _drawn(bank, name, HOUR, (23, index, take, len(name)))) for name in bank.rows for take in TAKES["test"]]
         return [_estimated(_released(), rows, name) for name, rows in drawn]
 
     return _each("labels-few", make, cameras)
@@ -216,6 +212,17 @@ def _taken() -> Mapping[str, Mapping[str, npt.NDArray[np.float32]]]:
                 for shift in shifts:
                     its[shift.name if shift else CLEAN] = _frames(lens, kind, OF_DAMAGE if shift else OF_PLACE, rng, shift)
     return found
+
+
+def _take(purpose: str, index: int, take: int) -> dict[str, npt.NDArray[np.float32]]:
+    """float32[n, numbers + answer + truth] of one window of a camera by shift."""
+    kind, _ = banks.roster(purpose)[index]
+    lens, _, _ = banks.lens_and_things(purpose, index)
+    arrays = {}
+    for number, shift in enumerate((None, *SHIFTS, *(HELD_OUT if purpose == "test" else ()))):
+        rng = np.random.default_rng([77, 4, purpose == "test", index, number, take])
+        arrays[shift.name if shift else CLEAN] = _frames(lens, banks.KINDS[kind], OF_WINDOW, rng, shift)
+    return arrays
 
 
 def _frames(lens: Lens, kind: Kind, count: int, rng: np.random.Generator, shift: Shift | None) -> npt.NDArray[np.float32]:
