@@ -73,6 +73,7 @@ PAIRS = (
     (MODELS / "old.onnx", MODELS / "rebuilt.onnx", Method.ONNX),
     (DIGITS / "1.1" / "tflite" / "model.tflite", DIGITS / "1.2" / "tflite" / "model.tflite", Method.TFLITE),
     (MODELS / "rows.onnx", MODELS / "pruned.onnx", Method.ONNX),
+    (DIGITS / "1.0" / "onnx" / "model.onnx", DIGITS / "1.1" / "onnx" / "model.onnx", Method.ONNX),
 )
 BASES = tuple(_base(*pair) for pair in PAIRS)
 
@@ -99,6 +100,13 @@ def streams(data: bytes) -> None:
     """A right header of the tensor methods before plan, words and bits; the skeleton is the old one."""
     base = BASES[data[0] % len(BASES)]
     _write(base.header, data[1:])
+    _is_refused(base)
+
+
+def places(data: bytes) -> None:
+    """As `streams`, of a delta that says where the old tensors lie."""
+    base = BASES[data[0] % len(BASES)]
+    _write(dataclasses.replace(base.header, has_places=True), data[1:])
     _is_refused(base)
 
 
@@ -173,7 +181,7 @@ def _is_refused(base: Base) -> bool:
     return False
 
 
-DOORS: dict[int, Callable[[bytes], None]] = dict(enumerate((container, frames, streams, skeleton, scan, gaps)))
+DOORS: dict[int, Callable[[bytes], None]] = dict(enumerate((container, frames, streams, skeleton, scan, gaps, places)))
 
 
 def run(data: bytes) -> None:

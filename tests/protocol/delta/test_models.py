@@ -198,18 +198,27 @@ def test_a_bomb_in_the_header_is_refused(tmp_path: Path, tuned_pair, field):
     assert not (tmp_path / "out").exists()
 
 
+#: Old files of golden deltas that do not lie beside them.
+BASES = {
+    "full": None,
+    "digits": DIGITS / "1.0" / "tflite" / "model.tflite",
+    "digits-onnx": DIGITS / "1.0" / "onnx" / "model.onnx",
+}
+
+
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.delta")), ids=lambda path: path.stem)
 def test_deltas_of_earlier_versions_are_still_applied(tmp_path: Path, path):
     header = Header.parse(path.read_bytes()[:HEADER_BYTES])
     base = path.stem.split(".")[0]
-    old = DIGITS / "1.0" / "tflite" / "model.tflite" if base == "digits" else None if base == "full" else GOLDEN / base
+    old = BASES[base] if base in BASES else GOLDEN / base
     apply(path, old, tmp_path / "out", max_new_bytes=LIMIT)
     assert hashlib.sha256((tmp_path / "out").read_bytes()).hexdigest() == header.new_sha256.removeprefix("sha256:")
 
 
-def test_there_is_a_golden_delta_of_every_method():
-    methods = {Header.parse(path.read_bytes()[:HEADER_BYTES]).method for path in GOLDEN.glob("*.delta")}
-    assert methods == set(Method)
+def test_there_is_a_golden_delta_of_every_method_and_flag():
+    headers = [Header.parse(path.read_bytes()[:HEADER_BYTES]) for path in GOLDEN.glob("*.delta")]
+    assert {header.method for header in headers} == set(Method)
+    assert {header.has_places for header in headers} == {False, True}
 
 
 def test_inspecting_a_delta_that_is_cut_before_its_values_says_so(tuned_pair, tmp_path):
