@@ -243,7 +243,7 @@ class LineCount:
 class Configure:
     """The pipelines to run from now on; those that did not change go on undisturbed."""
 
-    #: With credentials inside the URLs (`agent.config.resolve_secrets`); never logged.
+    #: With credentials inside the URLs (`agent.settings.overlaying.resolve_secrets`); never logged.
     pipelines: tuple[PipelineConfig, ...]
     runtime: RuntimeConfig
     #: First session number of sources opened from now on, so that (session, frame) stays unique across restarts.
