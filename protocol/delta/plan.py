@@ -305,7 +305,9 @@ def _class(reader: Reader) -> NumberClass:
             raise DeltaError("The plan of the delta packs values in a way that does not exist.")
         return NumberClass(levels, b"", b"", b"", ways=ways)
     if flags == PLAIN:
-        return NumberClass(1, b"", b"", reader.bytes(reader.number(256)), is_plain=True)
+        if not (codes := reader.bytes(reader.number(256))):
+            raise DeltaError("The plan of the delta has a table without symbols.")
+        return NumberClass(1, b"", b"", codes, is_plain=True)
     kernel = reader.bytes(kernel_codes(levels))
     below = reader.bytes(kernel_codes(levels)) if flags & ASYMMETRIC else kernel
     return NumberClass(levels, kernel, below, reader.bytes(reader.number((NUMBER_SYMBOLS - TAIL) // 2)))

@@ -18,7 +18,7 @@ from protocol.delta.container import HEADER_BYTES, Header, Method
 from protocol.delta.decoder import apply
 from protocol.delta.entropy import FIRST_LONG, Bits, ByteSymbols
 from protocol.delta.errors import DeltaError
-from protocol.delta.plan import BYTES, IN_BYTES, PLAIN, RIDING, Plan, Reader, read_plan
+from protocol.delta.plan import BYTES, IN_BYTES, PLAIN, RIDING, Plan, Reader, read_plan, table_starts
 from protocol.delta.tensors import Links, varint
 
 LIMIT = 1 << 24
@@ -261,6 +261,12 @@ def test_a_plan_of_symbols_in_bytes_and_in_coders_is_refused(mode, flags):
     plan = b"\x01\x00\x00" + varint(mode) + b"\x01" + one + b"\x01" + b"\x00\x00\x00"
     with pytest.raises(DeltaError, match="in bytes and in coders"):
         read_plan(plan, [], Links())
+
+
+def test_a_plan_with_a_table_without_symbols_is_refused():
+    plan = b"\x01\x00\x00" + varint(RIDING) + b"\x01" + bytes([1, PLAIN, 0]) + b"\x01" + b"\x00\x00\x00"
+    with pytest.raises(DeltaError, match="without symbols"):
+        table_starts(read_plan(plan, [], Links()))
 
 
 def plan_of(before: bytes, after: bytes, delta: Path) -> Plan:
