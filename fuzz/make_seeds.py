@@ -288,11 +288,12 @@ def deltas(folder: Path) -> dict[str, bytes]:
     pairs = [(folder / "old.onnx", folder / f"{name}.onnx", Method.ONNX) for name in ("recalibrated", "tuned", "rebuilt")]
     pairs.append((*(DIGITS / release / "tflite" / "model.tflite" for release in ("1.1", "1.2")), Method.TFLITE))
     pairs.append((folder / "rows.onnx", folder / "pruned.onnx", Method.ONNX))
+    pairs.append((*(DIGITS / release / "onnx" / "model.onnx" for release in ("1.0", "1.1")), Method.ONNX))
     for index, (old, newer, method) in enumerate(pairs):
-        parts = delta_tensors.build(method, old, newer)
+        parts, packed = delta_tensors.build(method, old, newer), delta_tensors.build(method, old, newer, is_packed=True)
         streams = _with_plain_plan(parts.streams)
-        seeds[f"streams-{index}"] = bytes([2, index]) + streams
-        seeds[f"packed-{index}"] = bytes([2, index]) + _with_plain_plan(delta_tensors.build(method, old, newer, is_packed=True).streams)
+        for name, one in (("streams", parts), ("packed", packed)):
+            seeds[f"{name}-{index}"] = bytes([6 if one.has_places else 2, index]) + _with_plain_plan(one.streams)
         seeds[f"gaps-{index}"] = bytes([5, index, 2, 0, 3]) + b"\x00\x03" + b"abc" + streams
         edits = _edits_between(_skeleton(old, method), _skeleton(newer, method)) if parts.skeleton else b""
         seeds[f"skeleton-{index}"] = bytes([3, index]) + len(edits).to_bytes(2, "big") + edits + streams
