@@ -11,18 +11,23 @@ class RateLimit:
     """Lets a frame through when 1/max_fps seconds of media time have passed since the last one taken; 0 lets all through.
 
     The first interval begins at media time 0: of a file at 30 frames per second, 3 per second are the 10th, the 20th and so on. A camera's
-    time line began long ago, so its first frame is let through.
+    time line began long ago, so its first frame is let through. A time line that begins again, as that of a file whose capture hung and was
+    replaced, does not have to reach where the last one stood.
     """
 
     def __init__(self, max_fps: float) -> None:
         self._interval_s = 1.0 / max_fps if max_fps > 0 else 0.0
         self._due_s = self._interval_s
+        self._seen_s = 0.0
         #: Of so many due frames one is let through; set from any thread.
         self.stride = 1
         self._left_out = 0
 
     def is_due(self, media_s: float) -> bool:
         """Whether a frame of this media time may be taken; asked once per frame."""
+        if media_s < self._seen_s:
+            self._due_s = media_s + self._interval_s
+        self._seen_s = media_s
         if media_s < self._due_s - TOLERANCE_S:
             return False
         if self._left_out < self.stride - 1:

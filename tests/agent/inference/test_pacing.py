@@ -28,6 +28,12 @@ def test_without_a_limit_every_frame_is_taken():
     assert taken(RateLimit(0), [0.0, 0.0, 0.1]) == [0, 1, 2]
 
 
+def test_a_time_line_that_begins_again_is_followed_from_its_beginning():
+    moments = [500.0, 500.5, *(index / 10 for index in range(1, 31))]
+    assert taken(RateLimit(1.0), moments) == [0, 12, 22]
+    assert taken(RateLimit(0), [500.0, 0.1, 0.2]) == [0, 1, 2]
+
+
 def test_a_stall_is_not_followed_by_a_burst():
     moments = [0.5, 1.0, *(10.0 + index / 100 for index in range(100))]
     assert taken(RateLimit(2.0), moments) == [0, 1, 2, 52]
