@@ -229,7 +229,7 @@ def manifests() -> dict[str, bytes]:
 
 def sketches() -> dict[str, bytes]:
     """Each golden file behind the door that reads it, and packed numbers."""
-    doors = {"window.1": 0, "grid.1": 1, "profile.1": 2, "reference.2": 3, "evidence.1": 4}
+    doors = {"window.1": 0, "grid.1": 1, "profile.1": 2, "reference.3": 3, "evidence.1": 4}
     seeds = {name.partition(".")[0]: bytes([door]) + (GOLDEN / "sketches" / f"{name}.cbor").read_bytes() for name, door in doors.items()}
     return seeds | {"numbers": bytes.fromhex("0503018101b964"), "anything": bytes.fromhex("06a20182f93c00f6616120")}
 

@@ -3,11 +3,14 @@
 import numpy as np
 
 from protocol.sketches.counts import Counts, Sketcher
+from protocol.sketches.expectations import Kind
 from protocol.sketches.grid import OTHER, FeatureGrid, FeatureGroup, Grid, fit_feature
-from protocol.sketches.looks import Look, LookReference, Modes
+from protocol.sketches.looks import Judges, Look, LookReference, Modes
+from protocol.sketches.powers import ClassPowers
 from protocol.sketches.profile import AccuracyReference, FamilyReference, ModelProfile
 from protocol.sketches.reference import DeviceReference, Grade
 from protocol.sketches.scatter import Scatter
+from protocol.sketches.shares import ClassShares
 from protocol.sketches.tail import Tail
 
 MODEL = bytes(range(16))
@@ -57,7 +60,7 @@ def plain_profile() -> ModelProfile:
 
 
 def plain_reference() -> DeviceReference:
-    """What a device might have learned of five of the nine coordinates: two modes of ten minutes, and one class over an hour."""
+    """What a device might have learned of five of the nine coordinates: two modes of ten minutes, and one class by all that looks at it."""
     factor, unit = np.tril(np.full((5, 5), 0.125)) + np.eye(5), np.array([1.0, 0.5, 0.001953125, 2.0, 1.0])
     clouds = (
         Scatter(np.array([0.0, 0.5, -0.25, 0.0, 0.125]), unit, factor, 0.25),
@@ -65,6 +68,7 @@ def plain_reference() -> DeviceReference:
     )
     tail = Tail(np.arange(200, dtype=np.float32) / 4, q=47.5, xi=0.25, sigma=1.5)
     weights = np.array([0.75, 0.25])
+    by_light = np.array([0, 2, 4])
     share = Modes((Scatter(np.array([0.125]), np.array([0.25]), np.array([[1.0]]), 0.0),), np.ones(1))
     return DeviceReference(
         grid_id=plain_grid().grid_id,
@@ -76,11 +80,23 @@ def plain_reference() -> DeviceReference:
         looks=(
             LookReference(Look("all-10min", 1, is_classes=False, modes=2, share=0.5), np.arange(5), Modes(clouds, weights), tail),
             LookReference(Look("classes-1h", 6, is_classes=True, modes=1, share=0.25), np.array([4]), share, tail),
+            LookReference(
+                Look("powers-2h", 12, is_classes=True, modes=0, share=0.25, judges=Judges.ROWS), by_light, _expecting(ClassPowers), tail
+            ),
+            LookReference(
+                Look("shares-2h", 12, is_classes=True, modes=0, share=0.25, judges=Judges.MEANS), by_light, _expecting(ClassShares), tail
+            ),
         ),
         first_w0=2_916_720,
         last_w0=2_918_735,
         windows=2016,
     )
+
+
+def _expecting(kind: type[Kind]) -> Kind:
+    """One class by two coordinates of the light, which are one component."""
+    center, components, weights = np.array([0.5, -0.25]), np.array([[1.0, 0.5]]), np.array([[0.0], [0.25], [0.125]])
+    return kind(0, center, components, np.array([-2.0]), np.array([2.0]), weights, np.array([0.25]), np.array([0.0625]))
 
 
 def wide_grid(seed: int = 0, *, features: int = 32, classes: int = 20) -> Grid:

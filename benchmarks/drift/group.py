@@ -31,7 +31,7 @@ _MODEL = bytes(16)
 _SOURCES = (
     "benchmarks/drift/group.py",
     "fleet/monitoring/group_looks.py",
-    *(f"protocol/sketches/{name}.py" for name in ("looks", "reference", "scatter", "shares", "tail")),
+    *(f"protocol/sketches/{name}.py" for name in ("expectations", "looks", "powers", "reference", "scatter", "stretches", "tail")),
 )
 
 

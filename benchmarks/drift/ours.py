@@ -10,7 +10,7 @@ from benchmarks.drift.trial import HORIZON, REFERENCE_DAYS, Case, Device, alarms
 from benchmarks.drift.world import WINDOWS
 from protocol.sketches.evidence import SUBWINDOWS_PER_YEAR, blocks_per_year, e_values, threshold, trajectory
 from protocol.sketches.grid import Grid
-from protocol.sketches.looks import LOOKS, calibrated, fit_looks
+from protocol.sketches.looks import LOOKS, calibrated, fit_looks, looks_for
 from protocol.sketches.reference import choose_block
 from protocol.sketches.scatter import fit_scatter
 from protocol.sketches.tail import fit_tail
@@ -35,7 +35,7 @@ def looks(device: Device, grid: Grid, cases: Sequence[Case]) -> Judged:
     """Several looks at once. Notes: how often p <= 0.01, 0.001, 0.0001 on clean windows, as multiples of that, for each look."""
     clean = device.clean()
     start = REFERENCE_DAYS * WINDOWS
-    references = fit_looks(clean[:start], grid)
+    references = looks_for(fit_looks(clean[:start], grid))
 
     def values(stream: Doubles) -> tuple[list[Doubles], Doubles]:
         by_look = [reference.p_values(stream) for reference in references]

@@ -1,8 +1,8 @@
 """What the looks of a reference say of stretches of windows: of ten minutes where those came as evidence, else of hours (ADR 0034). Pure.
 
 A device judges every ten minutes and sends the sub-windows of the stretch that crossed; from their counts the server comes to the same
-value. Of all other time it has hours: it judges them at their ends by the looks that are an hour long or longer, and by the scores that the
-device sent for the look at ten minutes.
+value. Of all other time it has hours: it judges them at their ends by the looks that judge means and are an hour long or longer (ADR 0051),
+and by the scores that the device sent for the look at ten minutes.
 """
 
 import math
@@ -17,8 +17,9 @@ from fleet.monitoring.drift_model import DAY, HOUR
 from protocol.sketches.codec import SketchWindow
 from protocol.sketches.counts import Counts
 from protocol.sketches.grid import Grid
-from protocol.sketches.looks import Look, LookReference, is_alarm, is_testable, statistic_of
+from protocol.sketches.looks import Look, is_alarm, statistic_of
 from protocol.sketches.reference import DeviceReference
+from protocol.sketches.stretches import is_testable
 from protocol.sketches.summary import summarizer
 
 #: A device's claim is verified at a rate larger by so much: the last digits of a score differ between machines.
@@ -101,7 +102,7 @@ def hours_of(windows: Sequence[SketchWindow], grid: Grid, *, start: int, end: in
 def judge(rows: Rows, reference: DeviceReference) -> Judged:
     """By the looks that are as long as a row or longer."""
     filled = reference.filled(rows.summaries)
-    shares = [one.p_values(filled) / one.look.share for one in _scaled(reference, rows.width)] if len(filled) else []
+    shares = [one.p_values(filled) / one.look.share for one in reference.looks_at(rows.width)] if len(filled) else []
     return Judged(rows, reference.valued(_least(shares, len(filled))))
 
 
@@ -182,13 +183,6 @@ def look_words(look: Look) -> str:
     return f"in the answers of {length}" if look.is_classes else f"in {'the mean of ' if look.subwindows > 1 else ''}{length}"
 
 
-def _scaled(reference: DeviceReference, width: int) -> list[LookReference]:
-    """The looks as they are at rows of so many sub-windows; those that are shorter are left out."""
-    per_row = DAY // reference.per_day
-    lengths = [one.look.subwindows * per_row // width for one in reference.looks]
-    return [replace(one, look=replace(one.look, subwindows=length)) for one, length in zip(reference.looks, lengths, strict=True) if length]
-
-
 def _least(values: Sequence[DoubleArray], count: int) -> DoubleArray:
     """The least of each place, NaN where none is known."""
     if not values:
@@ -209,7 +203,7 @@ def _alarming(judged: Judged, reference: DeviceReference, rate: float, *, start:
 
 def _found(judged: Judged, reference: DeviceReference, place: int) -> Found:
     rows, value = judged.rows, float(judged.values[place])
-    looks = _scaled(reference, rows.width)
+    looks = reference.looks_at(rows.width)
     filled = reference.filled(rows.summaries[: place + 1])
     said = [float(one.p_values(filled[-one.look.subwindows :])[-1]) / one.look.share for one in looks]
     known = [one if not np.isnan(one) else np.inf for one in reference.valued(np.array(said))]

@@ -3,7 +3,8 @@
 What a day of a camera looks like is no single cloud: noon, dusk and lamp light are modes of it. A look keeps up to four modes, learned from
 the summaries alone, never from the clock, and scores a stretch of windows by its nearest one: min over modes of T² + ln det - 2 ln share.
 A small shift that stays is small in ten minutes and plain in the mean of three hours, where the chance of what passed has averaged out.
-Looks at classes have no modes: they compare each share with what the rest of the stretch lets expect (`shares.py`).
+Looks at classes have no modes: they compare what came of each with what the rest lets expect, by powers of shares where rows are like those
+that were fitted on (`powers.py`), by the shares themselves where a row is a mean of several of those (`shares.py`, `Judges`).
 
 The promise. For each look p <= a happens in at most a part `a` of the sub-windows: the marginal validity of p is all it takes. Alarm when
 some look has p <= rate x its share / sub-windows per year. Expected values add up under ANY dependence, of windows on each other and of
@@ -17,19 +18,21 @@ are rounded to float32 once they are fitted, as they travel, so whoever reads th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from protocol.errors import InvalidError
 from protocol.sketches.evidence import SUBWINDOWS_PER_YEAR
 from protocol.sketches.grid import FeatureGroup, Grid
 from protocol.sketches.leb128 import IntArray
 from protocol.sketches.normal import DoubleArray
+from protocol.sketches.powers import ClassPowers, fit_class_powers
 from protocol.sketches.scatter import DEVIATION_FLOOR, Scatter, factorised, fit_scatter
 from protocol.sketches.shares import ClassShares, fit_class_shares
+from protocol.sketches.stretches import is_testable, pooled
 from protocol.sketches.summary import summarizer
 from protocol.sketches.tail import Tail, fit_tail
 
@@ -47,8 +50,6 @@ _RIDGE = 1e-3
 #: Least shape of a tail. Scores of 28 days follow each other and tell little of what comes once in years; with the shape of largest
 #: likelihood alone, 0.2 alarms asked for became 0.7 on the study's seeds.
 MIN_SHAPE = 0.12
-#: Part of a stretch that must be testable.
-_TESTABLE = 0.8
 #: Scores that the tail of one look keeps, evenly by rank: from its beginning on they do not matter.
 TAIL_SCORES = 512
 #: Most of each that a reference may bring; longest stretch in rows; letters of a name.
@@ -57,9 +58,20 @@ MAX_LOOKS, MAX_MODES, MAX_STRETCH, MAX_NAME = 8, 8, 144, 32
 _CHUNK = 256
 
 
+class Judges(IntEnum):
+    """Which rows a look judges: a device has ten minutes, the server mostly means of six of them. As it travels."""
+
+    #: Rows like those it was fitted on, and means of several.
+    ALL = 0
+    #: Rows like those it was fitted on alone: what it looks at of a mean is not the mean of what it looks at.
+    ROWS = 1
+    #: Means of several such rows alone.
+    MEANS = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One way to look at the stream. Several share the budget: their shares add up to 1 at most."""
+    """One way to look at the stream. Those that judge the same rows share the budget: their shares add up to 1 at most."""
 
     name: str
     #: Rows whose mean is judged, up to the present one.
@@ -72,18 +84,24 @@ class Look:
     #: Shape of the tail when it is fitted; None: the likeliest one, `MIN_SHAPE` at least. Four weeks tell the scale of a tail; its shape is
     #: that of all devices of the study.
     shape: float | None = field(default=None, compare=False)
+    #: At classes and `ROWS`: by powers of shares. All but looks at classes judge all rows.
+    judges: Judges = Judges.ALL
 
 
-#: Shapes of the tails: of one row, which short events make heavy, of means, of looks at classes over an hour, two and three.
+#: Shapes of the tails: of one row, which short events make heavy, of means.
 ROW_SHAPE, MEAN_SHAPE = 0.25, 0.18
+#: Of looks at classes by powers of ten minutes, over two hours and three; by shares, over an hour, two and three.
+TWO_HOURS_OF_ROWS_SHAPE, THREE_HOURS_OF_ROWS_SHAPE = 0.07, 0.10
 HOUR_SHAPE, TWO_HOURS_SHAPE, THREE_HOURS_SHAPE = 0.07, 0.10, 0.14
-#: Chosen on the seeds of the study alone (ADR 0034, 0045).
+#: Chosen on the seeds of the study alone (ADR 0034, 0045, 0051). Ten minutes are judged by the first five, hours not by those of `ROWS`.
 LOOKS = (
     Look("all-10min", 1, is_classes=False, modes=4, share=0.05, shape=ROW_SHAPE),
     Look("all-1h", 6, is_classes=False, modes=4, share=0.2, shape=MEAN_SHAPE),
     Look("all-3h", 18, is_classes=False, modes=4, share=0.2, shape=MEAN_SHAPE),
-    Look("classes-2h", 12, is_classes=True, modes=0, share=0.35, shape=TWO_HOURS_SHAPE),
-    Look("classes-3h", 18, is_classes=True, modes=0, share=0.2, shape=THREE_HOURS_SHAPE),
+    Look("classes-2h", 12, is_classes=True, modes=0, share=0.35, shape=TWO_HOURS_OF_ROWS_SHAPE, judges=Judges.ROWS),
+    Look("classes-3h", 18, is_classes=True, modes=0, share=0.2, shape=THREE_HOURS_OF_ROWS_SHAPE, judges=Judges.ROWS),
+    Look("classes-2h-of-means", 12, is_classes=True, modes=0, share=0.35, shape=TWO_HOURS_SHAPE, judges=Judges.MEANS),
+    Look("classes-3h-of-means", 18, is_classes=True, modes=0, share=0.2, shape=THREE_HOURS_SHAPE, judges=Judges.MEANS),
 )
 #: One ellipsoid of all: what the residuals of a device against its group are compared with.
 ONE_CLOUD = (Look("all", 1, is_classes=False, modes=1, share=1.0),)
@@ -133,6 +151,10 @@ class Modes:
         """What is added to T² of each: float64[modes], ln det - 2 ln share, the least of them 0."""
         found = [2 * float(np.log(np.diag(cloud.factor)).sum()) for cloud in self.clouds] - 2 * np.log(self.shares)
         return np.asarray(found - found.min(), dtype=np.float64)
+
+    def followed(self, rows: DoubleArray) -> DoubleArray:
+        """What stretches are means of: rows float64[n, d] as they are."""
+        return rows
 
     def scores(self, summaries: DoubleArray) -> DoubleArray:
         """float64[n] >= 0 of vectors float64[n, d]."""
@@ -198,25 +220,30 @@ class LookReference:
     look: Look
     #: Places in a summary that it judges: int64[d], ascending.
     coordinates: IntArray
-    #: What it compares with: `ClassShares` when the look has no modes.
-    modes: Modes | ClassShares
+    #: What it compares with; when the look has no modes, `ClassPowers` where it judges rows alone, else `ClassShares`.
+    modes: Modes | ClassShares | ClassPowers
     tail: Tail
 
     def __post_init__(self) -> None:
         look = self.look
         is_so = 1 <= look.subwindows <= MAX_STRETCH and 0 < look.share <= 1 and 1 <= len(look.name) <= MAX_NAME
         modes = _modes_of(self.modes)
-        is_so = is_so and look.modes == modes and (modes > 0 or look.is_classes) and len(self.coordinates) == self.modes.dimensions
+        is_so = is_so and look.modes == modes and len(self.coordinates) == self.modes.dimensions
+        is_so = is_so and (look.judges is Judges.ALL if modes else look.is_classes)
+        is_so = is_so and isinstance(self.modes, ClassPowers) == (look.judges is Judges.ROWS)
         if not is_so:
             raise InvalidError(
-                f"Look {look.name[:40]!r} at {look.subwindows} rows with share {look.share}, {modes} modes of"
+                f"Look {look.name[:40]!r} at {look.subwindows} {look.judges.name} with share {look.share}, {modes} modes of"
                 f" {self.modes.dimensions} coordinates for {len(self.coordinates)}; wanted 1 to {MAX_STRETCH}, up to 1, as many.",
                 code="bad-reference",
             )
 
     def stretches(self, summaries: DoubleArray) -> DoubleArray:
-        """What is judged at each of consecutive rows float64[n, k]: float64[n, d], NaN where too little is testable."""
-        return pooled(summaries[:, self.coordinates], self.look.subwindows)
+        """What is judged at each of consecutive rows float64[n, k]: float64[n, d], NaN where too little is testable.
+
+        By powers: what came and what was expected of each class (`ClassPowers.followed`), else the coordinates.
+        """
+        return pooled(self.modes.followed(summaries[:, self.coordinates]), self.look.subwindows)
 
     def scores(self, summaries: DoubleArray) -> DoubleArray:
         """Of the stretch that ends with each row, float64[n]; NaN where too little is testable."""
@@ -239,30 +266,24 @@ class LookReference:
         return parts
 
 
-def pooled(summaries: DoubleArray, subwindows: int) -> DoubleArray:
-    """Mean of the testable ones among the last so many rows, ending with each: float64[n, d]; NaN where less than 80 % are testable."""
-    known = is_testable(summaries)
-    if subwindows == 1:
-        return np.where(known[:, None], summaries, np.nan)
-    sums: DoubleArray = np.cumsum(np.where(known[:, None], summaries, 0.0), axis=0)
-    counts: IntArray = np.cumsum(known, dtype=np.int64)
-    sums[subwindows:] -= sums[:-subwindows].copy()
-    counts[subwindows:] -= counts[:-subwindows].copy()
-    is_enough = counts >= np.ceil(_TESTABLE * subwindows)
-    return np.where(is_enough[:, None], sums / np.maximum(counts, 1)[:, None], np.nan)
+def looks_for(looks: Sequence[LookReference], *, are_means: bool = False) -> tuple[LookReference, ...]:
+    """Those of the looks of a reference that judge rows like those it was fitted on, or rows that are means of several: one budget each."""
+    left_out = Judges.ROWS if are_means else Judges.MEANS
+    return tuple(one for one in looks if one.look.judges is not left_out)
 
 
-def is_testable(summaries: DoubleArray) -> npt.NDArray[np.bool_]:
-    """Which rows are wholly known: bool[n] of float64[n, d]."""
-    return np.asarray(~np.isnan(summaries).any(axis=1), dtype=np.bool_)
+def is_within_budget(looks: Sequence[Look]) -> bool:
+    """Whether the shares of those that judge the same rows add up to 1 at most, and all are above 0."""
+    spent = [sum(one.share for one in looks if one.judges is not left_out) for left_out in (Judges.ROWS, Judges.MEANS)]
+    return max(spent) <= 1 + 1e-9 and all(one.share > 0 for one in looks)
 
 
 def judged(looks: Sequence[LookReference], summaries: DoubleArray) -> DoubleArray:
-    """The least of p / share over the looks, for each of consecutive rows float64[n, k] (NaN rows: not testable): float64[n].
+    """The least of p / share over the looks that judge rows, for consecutive ones float64[n, k] (NaN rows: not testable): float64[n].
 
     The mark of no knowledge is NaN. An alarm is what `is_alarm` says of it.
     """
-    shares = np.stack([one.p_values(summaries) / one.look.share for one in looks])
+    shares = np.stack([one.p_values(summaries) / one.look.share for one in looks_for(looks)])
     nothing = np.isnan(shares).all(axis=0)
     return np.where(nothing, np.nan, np.where(np.isnan(shares), np.inf, shares).min(axis=0))
 
@@ -283,8 +304,9 @@ def calibrated(values: DoubleArray, *, per_year: float = SUBWINDOWS_PER_YEAR) ->
 
 def leading(looks: Sequence[LookReference], summaries: DoubleArray) -> LookReference:
     """The look that says most about the last of these rows. Raises: ValueError when none can say anything."""
-    values = [one.p_values(summaries[-one.look.subwindows :])[-1] / one.look.share for one in looks]
-    return looks[int(np.nanargmin(values))]
+    asked = looks_for(looks)
+    values = [one.p_values(summaries[-one.look.subwindows :])[-1] / one.look.share for one in asked]
+    return asked[int(np.nanargmin(values))]
 
 
 def statistic_of(value: float) -> float:
@@ -320,7 +342,7 @@ def fit_looks(
     never vary or none are judged, is left out, and its share of the budget is not spent. The first must be possible.
     Raises: InvalidError (too-few) when it is not; ValueError for looks that spend more than the budget.
     """
-    if sum(look.share for look in looks) > 1 + 1e-9 or any(look.share <= 0 for look in looks):
+    if not is_within_budget(looks):
         raise ValueError("looks that spend more than the budget; wanted shares above 0 that add up to 1 at most")
     places = np.arange(summaries.shape[1]) if coordinates is None else coordinates
     fold = _fold_of(summaries, per_day)
@@ -420,6 +442,19 @@ def _fold_scores(stretches: DoubleArray, fold: IntArray, look: Look, classes: in
     return found
 
 
+def _fold_scores_by_powers(rows: DoubleArray, fold: IntArray, look: Look, whole: ClassPowers) -> DoubleArray:
+    """The same where classes are followed row by row; the most frequent class is that of the whole."""
+    classes = len(whole.dispersion)
+    found = np.full(len(rows), np.nan)
+    for number in np.unique(fold):
+        is_in = (fold == number)[:, None]
+        made = fit_class_powers(np.where(is_in, np.nan, rows), classes, look.subwindows, base=whole.base)
+        stretches = pooled(made.followed(np.where(is_in, rows, np.nan)), look.subwindows)
+        known = is_testable(stretches)
+        found[known] = made.scores(stretches[known])
+    return found
+
+
 def _fitted(stretches: DoubleArray, look: Look, classes: int, *, floor: float) -> Modes | ClassShares:
     if not look.modes:
         return fit_class_shares(stretches, classes)
@@ -428,17 +463,23 @@ def _fitted(stretches: DoubleArray, look: Look, classes: int, *, floor: float) -
 
 def _fit_look(summaries: DoubleArray, fold: IntArray, look: Look, coordinates: IntArray, classes: int, *, floor: float) -> LookReference:
     """`coordinates`: which columns the look uses, the last so many of them shares of classes."""
-    stretches = pooled(summaries[:, coordinates], look.subwindows)
+    rows = summaries[:, coordinates]
+    stretches = pooled(rows, look.subwindows)
     known = is_testable(stretches)
     if not len(coordinates) or not known.any():
-        raise InvalidError(f"No testable stretch of {look.subwindows} rows among {len(stretches)} of {look.name}.", code="too-few")
-    scores = _fold_scores(stretches, fold, look, classes, floor=floor)
-    tail = _tail(scores[~np.isnan(scores)], look.shape)
-    modes = _fitted(stretches[known], look, classes, floor=floor).rounded()
-    return LookReference(Look(look.name, look.subwindows, look.is_classes, _modes_of(modes), look.share), coordinates, modes, tail)
+        raise InvalidError(f"No testable stretch of {look.subwindows} rows among {len(rows)} of {look.name}.", code="too-few")
+    made: Modes | ClassShares | ClassPowers
+    if look.judges is Judges.ROWS:
+        made = fit_class_powers(rows, classes, look.subwindows)
+        scores = _fold_scores_by_powers(rows, fold, look, made)
+    else:
+        scores = _fold_scores(stretches, fold, look, classes, floor=floor)
+        made = _fitted(stretches[known], look, classes, floor=floor)
+    kept = made.rounded()
+    return LookReference(replace(look, modes=_modes_of(kept), shape=None), coordinates, kept, _tail(scores[~np.isnan(scores)], look.shape))
 
 
-def _modes_of(modes: Modes | ClassShares) -> int:
+def _modes_of(modes: Modes | ClassShares | ClassPowers) -> int:
     return len(modes.clouds) if isinstance(modes, Modes) else 0
 
 

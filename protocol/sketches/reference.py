@@ -14,6 +14,7 @@ import numpy as np
 
 from protocol.errors import InvalidError
 from protocol.sketches import cbor, leb128
+from protocol.sketches.expectations import COMPONENTS, Expectations, Kind
 from protocol.sketches.grid import FeatureGroup, FloatArray, Grid
 from protocol.sketches.leb128 import IntArray
 from protocol.sketches.looks import (
@@ -21,23 +22,27 @@ from protocol.sketches.looks import (
     MAX_LOOKS,
     MAX_MODES,
     TAIL_SCORES,
+    Judges,
     Look,
     LookReference,
     Modes,
     calibrated,
     classes_of,
     fit_looks,
+    is_within_budget,
     judged,
     judged_by,
     leading,
+    looks_for,
 )
 from protocol.sketches.normal import DoubleArray, read_floats
+from protocol.sketches.powers import ClassPowers
 from protocol.sketches.scatter import DEVIATION_FLOOR, Scatter
-from protocol.sketches.shares import COMPONENTS, ClassShares
+from protocol.sketches.shares import ClassShares
 from protocol.sketches.summary import summarizer
 from protocol.sketches.tail import Tail
 
-FORMAT = 2
+FORMAT = 3
 #: In base64, with the event around it, it fits one MQTT packet (`protocol.topics.MAX_PACKET_BYTES`).
 MAX_REFERENCE_BYTES = 176 << 10
 SUBWINDOWS_PER_DAY = 144
@@ -107,8 +112,8 @@ class DeviceReference:
         _require(is_so, f"{len(coordinates)} coordinates for {len(self.usual)} means", "as many, ascending")
         is_so = 1 <= len(looks) <= MAX_LOOKS and looks[0].look.subwindows == 1 and len(looks[0].coordinates) == len(coordinates)
         is_so = is_so and looks[0].look.modes > 0
-        is_so = is_so and len({one.look.name for one in looks}) == len(looks) and sum(one.look.share for one in looks) <= 1 + 1e-9
-        _require(is_so, f"{len(looks)} looks", f"1 to {MAX_LOOKS} of different names in one budget, the first at all of one row")
+        is_so = is_so and len({one.look.name for one in looks}) == len(looks) and is_within_budget([one.look for one in looks])
+        _require(is_so, f"{len(looks)} looks", f"1 to {MAX_LOOKS} of different names, each set in one budget, the first at all of one row")
         _require(self.per_day in PER_DAY, f"{self.per_day} rows per day", f"one of {PER_DAY}")
         _require(
             0 <= self.first_w0 <= self.last_w0 < 1 << 32 and self.windows >= 2, "No windows it was learned from", "first <= last, 2 or more"
@@ -153,6 +158,14 @@ class DeviceReference:
         """Rows of a year: what thresholds are counted by."""
         return 365 * self.per_day
 
+    def looks_at(self, width: int) -> tuple[LookReference, ...]:
+        """The looks that judge rows of so many sub-windows, at lengths in such rows; those that are shorter than a row are left out."""
+        per_row = SUBWINDOWS_PER_DAY // self.per_day
+        if width == per_row:
+            return looks_for(self.looks)
+        lengths = [(one, one.look.subwindows * per_row // width) for one in looks_for(self.looks, are_means=True)]
+        return tuple(replace(one, look=replace(one.look, subwindows=length)) for one, length in lengths if length)
+
     def filled(self, summaries: DoubleArray) -> DoubleArray:
         """The judged coordinates of whole summaries float64[n, d], unknown ones as usual: float64[n, k]; NaN where a row knows nothing."""
         part = summaries[:, self.coordinates]
@@ -185,8 +198,8 @@ class DeviceReference:
     @cached_property
     def is_measured(self) -> bool:
         """Whether what its looks come to together was measured: 28 days of ten minutes, and no look but those of `LOOKS`."""
-        known = {(look.name, look.subwindows, look.is_classes, look.share) for look in LOOKS}
-        own = {(one.look.name, one.look.subwindows, one.look.is_classes, one.look.share) for one in self.looks}
+        known = {_plain(look) for look in LOOKS}
+        own = {_plain(one.look) for one in self.looks}
         return self.grade is Grade.CALIBRATED and self.per_day == SUBWINDOWS_PER_DAY and own <= known
 
     def leading(self, summaries: DoubleArray) -> LookReference:
@@ -196,6 +209,11 @@ class DeviceReference:
     def contributions(self, summaries: DoubleArray, look: LookReference) -> DoubleArray:
         """What T² of the look's last stretch is made of: float64[k], one for each of `coordinates`."""
         return look.contributions(self.filled(summaries[-look.look.subwindows :]))
+
+
+def _plain(look: Look) -> Look:
+    """The look however many modes its size allowed."""
+    return replace(look, modes=0)
 
 
 def complete_days(w0s: IntArray, *, per_day: int = SUBWINDOWS_PER_DAY) -> IntArray:
@@ -393,7 +411,8 @@ def encode_reference(reference: DeviceReference) -> bytes:
 
 def _look_document(one: LookReference) -> list[Any]:
     look, tail = one.look, one.tail
-    head = [look.name, look.subwindows, look.is_classes, _pack(np.array([look.share, tail.q, tail.xi, tail.sigma]), "<f8")]
+    numbers = _pack(np.array([look.share, tail.q, tail.xi, tail.sigma]), "<f8")
+    head = [look.name, look.subwindows, look.is_classes, int(look.judges), numbers]
     parts = _modes_document(one.modes) if isinstance(one.modes, Modes) else _shares_document(one.modes)
     return [*head, *parts, _pack(tail.scores, "<f4")]
 
@@ -410,7 +429,7 @@ def _modes_document(modes: Modes) -> list[Any]:
     ]
 
 
-def _shares_document(shares: ClassShares) -> list[Any]:
+def _shares_document(shares: Expectations) -> list[Any]:
     """As many parts as modes have; that there are none tells them apart."""
     return [
         shares.base,
@@ -464,19 +483,23 @@ def decode_reference(data: bytes, grid: Grid) -> DeviceReference:
 
 def _look(part: Any, coordinates: IntArray, grid: Grid) -> LookReference:
     """Raises: InvalidError (bad-reference)."""
-    _require(isinstance(part, list) and len(part) == 10, "A look that is no list of ten", "ten parts")
-    name, subwindows, is_classes, numbers, *middle, degenerate, scores = part
+    _require(isinstance(part, list) and len(part) == 11, "A look that is no list of eleven", "eleven parts")
+    name, subwindows, is_classes, judges, numbers, *middle, degenerate, scores = part
     is_so = isinstance(name, str) and type(subwindows) is int and type(is_classes) is bool and isinstance(degenerate, list)
     _require(is_so and all(type(one) is bool for one in degenerate), "A look without name, rows or kind", "a text, a number, true or false")
+    _require(type(judges) is int and 0 <= judges < len(Judges), f"A look that judges {str(judges)[:40]}", f"0 to {len(Judges) - 1}")
     share, q, xi, sigma = _sized(_doubles(numbers), 4)
     modes = len(degenerate)
     _require(modes <= MAX_MODES and (modes > 0 or is_classes), f"{modes} modes", f"1 to {MAX_MODES}, or 0 at classes")
-    look = Look(name, subwindows, is_classes, modes, float(share))
+    look = Look(name, subwindows, is_classes, modes, float(share), judges=Judges(judges))
     inside = judged_by(look, coordinates, grid)
     _require(len(inside) > 0, "A look at classes that are not judged", "one coordinate or more")
     tail = Tail(_floats(scores).astype(np.float32), float(q), float(xi), float(sigma))
     if not modes:
-        return LookReference(look, inside, _shares(middle, len(inside), classes_of(coordinates[inside], grid)), tail)
+        classes = classes_of(coordinates[inside], grid)
+        if look.judges is Judges.ROWS:
+            return LookReference(look, inside, _shares(ClassPowers, middle, len(inside), classes), tail)
+        return LookReference(look, inside, _shares(ClassShares, middle, len(inside), classes), tail)
     return LookReference(look, inside, _modes(middle, degenerate, len(inside)), tail)
 
 
@@ -494,7 +517,7 @@ def _modes(parts: list[Any], degenerate: list[bool], d: int) -> Modes:
     return Modes(tuple(clouds), shares)
 
 
-def _shares(parts: list[Any], d: int, classes: int) -> ClassShares:
+def _shares(kind: type[Kind], parts: list[Any], d: int, classes: int) -> Kind:
     """Raises: InvalidError (bad-reference)."""
     base, dispersion, ends, maps = parts
     _require(type(base) is int, "A most frequent class that is no number", f"0 to {classes - 1}")
@@ -503,7 +526,7 @@ def _shares(parts: list[Any], d: int, classes: int) -> ClassShares:
     components = (len(places) - context) // 2
     _require(0 <= components <= COMPONENTS and len(places) == context + 2 * components, f"{len(places)} means and ends", "of 4 components")
     numbers = _sized(_floats(maps), components * context + (3 + components) * classes)
-    return ClassShares(
+    return kind(
         base,
         places[:context],
         numbers[: components * context].reshape(components, context),

@@ -41,7 +41,7 @@ from protocol.errors import InvalidError
 from protocol.ids import DEFAULT_TENANT, DeviceId
 from protocol.sketches.codec import SUBWINDOW_MS
 from protocol.sketches.counts import empty
-from protocol.sketches.looks import HOURLY_LOOKS, LOOKS, LookReference, Modes, is_alarm
+from protocol.sketches.looks import HOURLY_LOOKS, LOOKS, Judges, LookReference, Modes, is_alarm, looks_for
 from protocol.sketches.profile import ModelProfile
 from protocol.sketches.reference import MAX_REFERENCE_BYTES, DeviceReference, Grade
 from protocol.sketches.scatter import Scatter
@@ -55,6 +55,8 @@ ANNA = Actor(ActorKind.PERSON, "anna")
 INGEST = IngestRules(is_enrolled=lambda _tx, _tenant, devices: set(devices), on_event=(drift_references.take_event,))
 #: So little that no ten minutes show it, and three hours do.
 LITTLE, DARK = (-0.6, 0.0, 0.0, 0.0), (-3.0, -3.0, 0.0, 0.0)
+#: So much of the rare class that ten minutes show it, by how many there are, and hours do not.
+MORE_FOXES = (0.44, 0.3, 0.26)
 #: Sub-windows of the longest look.
 STRETCH = 18
 
@@ -125,6 +127,23 @@ def test_a_shift_that_no_ten_minutes_show_is_confirmed_from_the_stretch_that_sho
     assert int(alarm.evidence[0].split("-")[0]) >= W0 + 144
     assert alarm.statistic >= alarm.threshold == 52_560
     assert moment_of(W0 + 144) <= alarm.onset < moment_of(W0 + 144 + STRETCH)
+
+
+@on_sqlite
+def test_a_class_that_comes_more_in_ten_minutes_than_their_hours_show_is_confirmed_from_its_stretch(site):
+    site.take(*site.camera.hours(W0, 24))
+    evidence = site.camera.evidence(W0 + 144, STRETCH, priors=MORE_FOXES)
+    summaries, made = _summaries(evidence), site.camera.reference
+    said = {one.look: one.p_values(made.filled(summaries))[-1] / one.look.share * 52_560 for one in made.looks}
+    # whatever says it may come to twice as much by what looks come to together
+    assert {look.judges for look, value in said.items() if value <= 2} == {Judges.ROWS}
+    assert made.leading(summaries).look.judges is Judges.ROWS
+    site.say(raised_at=(W0 + 161) * SUBWINDOW_MS, threshold=52_560.0, look="classes-3h", stretch=STRETCH)
+    site.take(*evidence)
+    (alarm,) = site.alarms()
+    assert (alarm.state, alarm.reference_id) == (AlarmState.RAISED, reference().reference_id.hex())
+    assert "seen in the answers of" in alarm.words
+    assert site.series().conditions == {}
 
 
 @on_sqlite
@@ -404,12 +423,31 @@ def test_hours_say_what_their_sub_windows_say(seed, shift):
     rows = stretches.hours_of(hours, grid, start=W0, end=W0 + 36, is_scored=True)
     long_ = stretches.judge(rows, made)
     # without the look at ten minutes, which hours leave out
-    longer = [one for one in made.looks if one.look.subwindows > 1]
+    longer = [one for one in looks_for(made.looks, are_means=True) if one.look.subwindows > 1]
     wanted = np.nanmin(np.stack([one.p_values(made.filled(short.rows.summaries))[5::6] / one.look.share for one in longer]), axis=0)
     assert np.allclose(long_.values, made.valued(wanted), rtol=1e-6)
     both = stretches.with_scores(long_, hours, made)
     ten = np.array([float(made.p_values(one.scores)[0]) for one in parts]).reshape(6, 6).min(axis=1) / made.looks[0].look.share
     assert both.values.tolist() == pytest.approx(np.fmin(long_.values, made.valued(ten)).tolist())
+
+
+@pytest.mark.parametrize(("width", "kept"), [(1, Judges.ROWS), (6, Judges.MEANS)])
+def test_rows_neither_raise_nor_clear_by_looks_of_the_other_kind(width, kept):
+    camera = WatchedDevice(seed=5)
+    parts = [*camera.evidence(W0, 288), *camera.evidence(W0 + 288, 72, priors=(0.3, 0.3, 0.4)), *camera.evidence(W0 + 360, 72)]
+    grid, made = profile().grid, reference()
+    rows = stretches.rows_of({one.w0: one.counts for one in parts}, grid, start=W0, end=W0 + 432)
+    if width > 1:
+        hours = [camera.hour(W0 + at, sub_windows=parts[at : at + 6]) for at in range(0, 432, 6)]
+        rows = stretches.hours_of(hours, grid, start=W0, end=W0 + 432, is_scored=True)
+    alone = replace(made, looks=tuple(one for one in made.looks if one.look.judges in (Judges.ALL, kept)))
+    said, wanted = stretches.judge(rows, made), stretches.judge(rows, alone)
+    assert str(said.values.tolist()) == str(wanted.values.tolist())  # as text: what is not known is the same, too
+    assert stretches.low_since(said, 200.0, start=W0, known=None) == stretches.low_since(wanted, 200.0, start=W0, known=None)
+    found = stretches.last_found(said, made, 1.0, start=W0)
+    assert found is not None
+    assert found == stretches.last_found(wanted, alone, 1.0, start=W0)
+    assert (found.look.is_classes, found.look.judges) == (True, kept)
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(1e-9, 1.0)), min_size=1, max_size=30), st.integers(1, 29))
@@ -468,12 +506,13 @@ def largest() -> DeviceReference:
     d = summarizer(grid).dimensions
     tail = Tail(np.sort(rng.uniform(0, 50, 512)).astype(np.float32), 47.0, 0.2, 1.5)
     looks = []
-    for look, modes in zip(LOOKS, (4, 4, 3, 1, 1), strict=True):
+    for look, modes in zip(LOOKS[:5], (4, 4, 3, 1, 1), strict=True):
         places = np.arange(d - 20, d) if look.is_classes else np.arange(d)
         unit = np.ones(len(places))
         factors = [np.tril(rng.normal(0, 0.05, (len(places), len(places)))) + np.eye(len(places)) for _ in range(modes)]
         clouds = tuple(Scatter(rng.normal(size=len(places)), unit, factor, 0.25) for factor in factors)
-        looks.append(LookReference(replace(look, modes=modes), places, Modes(clouds, np.full(modes, 1 / modes)).rounded(), tail))
+        whole = replace(look, modes=modes, judges=Judges.ALL)
+        looks.append(LookReference(whole, places, Modes(clouds, np.full(modes, 1 / modes)).rounded(), tail))
     head = {"grid_id": grid.grid_id, "model": MODEL, "grade": Grade.CALIBRATED, "subwindows": 144, "windows": 4032}
     span = {"first_w0": W0 - 28 * 144, "last_w0": W0 - 1}
     made = DeviceReference(coordinates=np.arange(d), usual=np.zeros(d), looks=tuple(looks), **head, **span)

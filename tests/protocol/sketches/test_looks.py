@@ -17,6 +17,7 @@ from protocol.sketches.looks import (
     LOOKS,
     ONE_CLOUD,
     PRIOR_WINDOWS,
+    Judges,
     Look,
     LookReference,
     Modes,
@@ -26,11 +27,12 @@ from protocol.sketches.looks import (
     is_alarm,
     judged,
     leading,
-    pooled,
+    looks_for,
     statistic_of,
     threshold_of,
 )
 from protocol.sketches.scatter import Scatter
+from protocol.sketches.stretches import pooled
 
 DAY = 144
 GRID = Grid(
@@ -75,6 +77,25 @@ def test_p_of_each_look_is_valid_on_windows_that_are_exchangeable():
     seen, error = np.mean(shares, axis=0), np.std(shares, axis=0) / np.sqrt(len(shares))
     assert (seen <= np.array([0.005, 0.05, 0.25, 0.75]) + 4 * error + 0.002).all(), seen
     assert (seen >= np.array([0.005, 0.05, 0.25, 0.75]) - 4 * error - 0.02).all(), seen
+
+
+def test_p_of_looks_at_classes_is_valid_where_things_come_and_stay_by_chance():
+    """Counts by Poisson's law, stays of any length: what shares of classes are made of."""
+    generator = np.random.default_rng(7)
+    grid = replace(GRID, classes=("a", "b", "c", "d"))
+
+    def stream(count: int) -> np.ndarray:
+        stays = generator.gamma(generator.poisson([12, 3, 1, 0.3], size=(count, 4)) + 1e-9)
+        stays[:, 0] += generator.gamma(20, size=count)
+        return np.column_stack([generator.normal(size=(count, 6)), stays / stays.sum(axis=1, keepdims=True)])
+
+    made = [one for one in looks_for(fit_looks(stream(28 * DAY), grid)) if one.look.is_classes]
+    fresh = stream(200 * DAY)
+    assert [one.look.name for one in made] == ["classes-2h", "classes-3h"]
+    for one in made:
+        p = one.p_values(fresh)
+        assert (p <= 0.05).mean() == pytest.approx(0.05, rel=0.4)
+        assert (p <= 0.001).mean() <= 0.002
 
 
 def test_alarms_without_a_change_stay_within_the_budget_where_windows_are_independent():
@@ -241,6 +262,9 @@ def test_numbers_are_rounded_to_what_travels(looks):
 def test_looks_may_not_spend_more_than_the_budget():
     with pytest.raises(ValueError, match="budget"):
         fit_looks(days(2, 1), GRID, looks=(*LOOKS, Look("one more", 1, is_classes=False, modes=1, share=0.1)))
+    for judges in (Judges.ROWS, Judges.MEANS):
+        with pytest.raises(ValueError, match="budget"):
+            fit_looks(days(2, 1), GRID, looks=(*LOOKS, Look("one more", 1, is_classes=True, modes=0, share=0.1, judges=judges)))
     for rate in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="more than 0"):
             is_alarm(0.1, rate)
@@ -248,7 +272,8 @@ def test_looks_may_not_spend_more_than_the_budget():
 
 @pytest.mark.parametrize("chosen", [LOOKS, HOURLY_LOOKS, ONE_CLOUD])
 def test_the_looks_of_the_house_spend_one_budget(chosen: tuple[Look, ...]):
-    assert sum(one.share for one in chosen) == pytest.approx(1)
+    for other in (Judges.ROWS, Judges.MEANS):
+        assert sum(one.share for one in chosen if one.judges is not other) == pytest.approx(1)
     assert (chosen[0].subwindows, chosen[0].is_classes) == (1, False)
     assert len({one.name for one in chosen}) == len(chosen)
 
@@ -276,12 +301,22 @@ def test_a_look_that_cannot_be_fitted_is_left_out_and_its_share_is_not_spent():
         {"look": Look("x", 0, is_classes=False, modes=2, share=0.5)},
         {"look": Look("x", 1, is_classes=False, modes=1, share=0.5)},
         {"look": Look("x", 1, is_classes=False, modes=2, share=1.5)},
+        {"look": Look("x", 1, is_classes=False, modes=2, share=0.5, judges=Judges.ROWS)},
+        {"look": Look("x", 1, is_classes=False, modes=2, share=0.5, judges=Judges.MEANS)},
         {"coordinates": np.arange(4)},
     ],
 )
 def test_a_look_that_contradicts_itself_is_refused(change: dict[str, object]):
     with pytest.raises(InvalidError) as refused:
         replace(plain_reference().looks[0], **change)
+    assert refused.value.code == "bad-reference"
+
+
+@pytest.mark.parametrize(("place", "judges"), [(2, Judges.ALL), (2, Judges.MEANS), (3, Judges.ROWS)])
+def test_powers_judge_rows_alone_and_shares_never_rows_alone(place: int, judges: Judges):
+    one = plain_reference().looks[place]
+    with pytest.raises(InvalidError) as refused:
+        replace(one, look=replace(one.look, judges=judges))
     assert refused.value.code == "bad-reference"
 
 

@@ -16,8 +16,22 @@ from protocol.errors import InvalidError
 from protocol.messages import ReferenceLearned
 from protocol.sketches import reference as references
 from protocol.sketches.evidence import e_values
+from protocol.sketches.expectations import COMPONENTS, Kind
 from protocol.sketches.grid import FeatureGroup, Grid
-from protocol.sketches.looks import HOURLY_LOOKS, LOOKS, Look, LookReference, Modes, calibrated, classes_of, judged, judged_by
+from protocol.sketches.looks import (
+    HOURLY_LOOKS,
+    LOOKS,
+    Judges,
+    Look,
+    LookReference,
+    Modes,
+    calibrated,
+    classes_of,
+    judged,
+    judged_by,
+    looks_for,
+)
+from protocol.sketches.powers import ClassPowers
 from protocol.sketches.reference import (
     DeviceReference,
     Grade,
@@ -31,14 +45,16 @@ from protocol.sketches.reference import (
     shared_coordinates,
 )
 from protocol.sketches.scatter import Scatter, fit_scatter
-from protocol.sketches.shares import COMPONENTS, ClassShares
+from protocol.sketches.shares import ClassShares
 from protocol.sketches.tail import MAX_SCORES, P_MAX, P_MIN, Tail, fit_tail
 from protocol.topics import MAX_PACKET_BYTES
 
-GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "sketches" / "reference.2.cbor"
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "sketches" / "reference.3.cbor"
 GRID = plain_grid()
-#: As `LOOKS`, with another part of the budget for one of them.
-OTHER = (*LOOKS[:-1], replace(LOOKS[-1], share=0.1))
+#: As `LOOKS`, with another part of the budget for one that judges ten minutes, and for one that judges hours.
+OTHER, OTHER_OF_MEANS = (
+    tuple(replace(one, share=0.1) if one.name == name else one for one in LOOKS) for name in (LOOKS[4].name, LOOKS[6].name)
+)
 D = 9
 FIRST = 144 * 20_000
 
@@ -252,7 +268,8 @@ def test_a_reference_says_what_it_was_learned_from(days: int, grade: Grade, last
 
 
 @pytest.mark.parametrize(
-    ("days", "looks", "is_measured"), [(28, LOOKS, True), (28, LOOKS[:2], True), (14, LOOKS, False), (28, OTHER, False)]
+    ("days", "looks", "is_measured"),
+    [(28, LOOKS, True), (28, LOOKS[:2], True), (14, LOOKS, False), (28, OTHER, False), (28, OTHER_OF_MEANS, False)],
 )
 def test_only_what_was_measured_is_judged_by_what_it_comes_to(days, looks, is_measured):
     """28 days and the looks of `LOOKS` or some of them; else the sum of the looks is spent as it is."""
@@ -262,6 +279,49 @@ def test_only_what_was_measured_is_judged_by_what_it_comes_to(days, looks, is_me
     assert made.is_measured == is_measured
     assert made.judged(fresh).tolist() == (calibrated(by_sum) if is_measured else by_sum).tolist()
     assert decode_reference(made.encoded, GRID).is_measured == is_measured
+
+
+def names_at(made: DeviceReference, width: int) -> list[tuple[str, int]]:
+    """The looks that judge rows of so many sub-windows, and their lengths in them."""
+    return [(one.look.name, one.look.subwindows) for one in made.looks_at(width)]
+
+
+def test_ten_minutes_are_judged_by_powers_of_shares_and_means_of_them_by_the_shares():
+    made = learned(14)
+    wide = [("all-10min", 1), ("all-1h", 6), ("all-3h", 18)]
+    assert names_at(made, 1) == [*wide, ("classes-2h", 12), ("classes-3h", 18)]
+    assert names_at(made, 6) == [("all-1h", 1), ("all-3h", 3), ("classes-2h-of-means", 2), ("classes-3h-of-means", 3)]
+    assert names_at(made, 18) == [("all-3h", 1), ("classes-3h-of-means", 1)]
+    assert all(isinstance(one.modes, ClassPowers) == (one.look.judges is Judges.ROWS) for one in made.looks)
+
+
+def test_what_judges_means_says_nothing_of_ten_minutes_and_what_judges_ten_minutes_nothing_of_means():
+    made, fresh = learned(14), vectors(np.random.default_rng(32), 300)
+    fresh[200:, 6] += 3.0
+    rows, means = (replace(made, looks=looks_for(made.looks, are_means=are_means)) for are_means in (False, True))
+    assert rows.judged(fresh).tolist() == made.judged(fresh).tolist()
+    assert rows.leading(fresh).look == made.leading(fresh).look
+    values = [[one.p_values(of.filled(fresh)).tolist() for one in of.looks_at(6)] for of in (means, made)]
+    assert str(values[0]) == str(values[1])  # as text: what is not known is the same, too
+
+
+def test_a_reference_of_hours_judges_any_rows_by_the_same_looks():
+    w0s = FIRST + 6 * np.arange(24 * 28)
+    made = fit_reference(vectors(np.random.default_rng(20), len(w0s)), w0s, grid=GRID, model=MODEL, looks=HOURLY_LOOKS, per_day=24)
+    assert names_at(made, 6) == [("all-1h", 1), ("all-3h", 3), ("classes-1h", 1), ("classes-3h", 3)]
+    assert names_at(made, 1) == [(name, 6 * length) for name, length in names_at(made, 6)]
+    assert not any(isinstance(one.modes, ClassPowers) for one in made.looks)
+
+
+@pytest.mark.parametrize("judges", [Judges.ROWS, Judges.MEANS])
+def test_each_set_of_looks_has_a_budget_of_its_own(judges: Judges):
+    made = plain_reference()
+    one = made.looks[2 if judges is Judges.ROWS else 3]
+    more = replace(one, look=replace(one.look, name="more", share=0.01))
+    with pytest.raises(InvalidError, match="one budget"):
+        replace(made, looks=(*made.looks, more))
+    less = [replace(each, look=replace(each.look, share=0.24)) if each is one else each for each in made.looks]
+    assert len(replace(made, looks=(*less, more)).looks) == 5
 
 
 def test_a_reference_of_hours_is_not_judged_by_what_ten_minutes_come_to():
@@ -382,7 +442,7 @@ def test_only_input_features_are_kept():
 # --- its bytes ---
 
 
-def test_the_bytes_of_format_2_stay_what_they_are():
+def test_the_bytes_of_format_3_stay_what_they_are():
     assert encode_reference(plain_reference()) == GOLDEN.read_bytes()
     assert decode_reference(GOLDEN.read_bytes(), GRID).reference_id == plain_reference().reference_id
 
@@ -406,7 +466,7 @@ def test_the_largest_reference_stays_within_its_bytes_and_an_event_with_it_withi
     names = dict.fromkeys(("pipeline", "line", "model", "grid", "reference", "grade"), "n" * 63)
     learned_event = ReferenceLearned(**names, body=base64.b64encode(bytes(references.MAX_REFERENCE_BYTES)).decode())
     assert len(learned_event.model_dump_json()) + 4096 < MAX_PACKET_BYTES
-    assert [one.look.modes for one in made.looks] == [4, 4, 3, 0, 0]
+    assert [one.look.modes for one in made.looks] == [4, 4, 2, 0, 0, 0, 0]
 
 
 @settings(max_examples=10)
@@ -415,7 +475,9 @@ def test_looks_give_up_modes_until_the_reference_fits_and_no_more(modes: list[in
     generator = np.random.default_rng(seed)
     coordinates = np.sort(generator.choice(84, judged, replace=False))
     looks = tuple(
-        Look(f"{index:032}", int(generator.integers(1, 145)), is_classes=kind > 0, modes=wanted if kind < 2 else 0, share=0.1)
+        Look(f"{index:032}", int(generator.integers(1, 145)), is_classes=kind > 0, modes=wanted, share=0.1)
+        if kind < 2
+        else Look(f"{index:032}", int(generator.integers(1, 145)), is_classes=True, modes=0, share=0.1, judges=Judges(wanted % 3))
         for index, (wanted, kind) in enumerate(zip(modes, [0, *generator.integers(3, size=len(modes) - 1).tolist()], strict=True))
     )
     kept = references.affordable(looks, coordinates, wide_grid())
@@ -443,7 +505,10 @@ def of_random_numbers(look: Look, coordinates: np.ndarray, generator: np.random.
     scores = np.sort(generator.gamma(4, size=512).astype(np.float32))
     tail = Tail(scores, float(scores[480]), 0.12, 1.0)
     if not look.modes:
-        return LookReference(look, inside, shares_of_random_numbers(d, classes_of(coordinates[inside], wide_grid()), generator), tail)
+        classes = classes_of(coordinates[inside], wide_grid())
+        if look.judges is Judges.ROWS:
+            return LookReference(look, inside, expecting_random_numbers(ClassPowers, d, classes, generator), tail)
+        return LookReference(look, inside, expecting_random_numbers(ClassShares, d, classes, generator), tail)
     factors = np.tril(generator.normal(size=(look.modes, d, d))).astype(np.float32).astype(np.float64)
     factors[:, np.arange(d), np.arange(d)] = 1.0
     unit = np.full(d, 0.5)
@@ -451,12 +516,12 @@ def of_random_numbers(look: Look, coordinates: np.ndarray, generator: np.random.
     return LookReference(look, inside, Modes(clouds, np.full(look.modes, 1 / look.modes)), tail)
 
 
-def shares_of_random_numbers(d: int, classes: int, generator: np.random.Generator) -> ClassShares:
+def expecting_random_numbers(kind: type[Kind], d: int, classes: int, generator: np.random.Generator) -> Kind:
     """As many components as there may be."""
     context, k = d - classes, min(d - classes, COMPONENTS)
     ends = generator.normal(size=k)
     weights, average = generator.normal(size=(2 + k, classes)), generator.random(classes)
-    made = ClassShares(
+    made = kind(
         int(generator.integers(classes)),
         generator.normal(size=context),
         generator.normal(size=(k, context)),
@@ -473,20 +538,20 @@ def shares_of_random_numbers(d: int, classes: int, generator: np.random.Generato
     ("place", "value"),
     [
         (2, False),
-        (4, "0"),
-        (4, 99),
-        (4, -1),
-        (5, bytes(4)),
-        (5, bytes(5)),
+        (5, "0"),
+        (5, 99),
+        (5, -1),
         (6, bytes(4)),
-        (6, bytes(4 * 999)),
-        (7, bytes(8)),
-        (7, b"\xff" * 8),
+        (6, bytes(5)),
+        (7, bytes(4)),
+        (7, bytes(4 * 999)),
+        (8, bytes(8)),
+        (8, b"\xff" * 8),
     ],
 )
 def test_a_look_at_classes_of_other_parts_is_refused(place: int, value: object):
     document = cbor2.loads(learned(14).encoded)
-    look = next(one for one in document[7] if one[8] == [])
+    look = next(one for one in document[7] if one[9] == [])
     look[place] = value
     with pytest.raises(InvalidError) as refused:
         decode_reference(cbor2.dumps(document, canonical=True), GRID)
@@ -503,6 +568,7 @@ def test_a_reference_on_another_grid_is_refused():
     ("path", "value", "code"),
     [
         ((0,), 1, "unknown-version"),
+        ((0,), 2, "unknown-version"),
         ((11,), 1, "bad-reference"),
         ((2,), bytes(15), "bad-reference"),
         ((2,), 5, "bad-reference"),
@@ -530,24 +596,31 @@ def test_a_reference_on_another_grid_is_refused():
         ((7, 1, 1), True, "bad-reference"),
         ((7, 0, 2), True, "bad-reference"),
         ((7, 1, 2), 1, "bad-reference"),
-        ((7, 0, 3), np.array([0.8, 47.5, 0.25, 1.5]).tobytes(), "bad-reference"),
-        ((7, 0, 3), np.array([0.0, 47.5, 0.25, 1.5]).tobytes(), "bad-reference"),
-        ((7, 0, 3), np.array([np.nan, 47.5, 0.25, 1.5]).tobytes(), "bad-reference"),
-        ((7, 0, 3), np.array([0.5, 47.5, 0.25]).tobytes(), "bad-reference"),
-        ((7, 0, 4), np.array([0.75, 0.25, 2.0, 0.5]).tobytes(), "bad-reference"),
-        ((7, 0, 4), np.array([0.75, 0.0, 0.5, 0.5]).tobytes(), "bad-reference"),
-        ((7, 0, 4), bytes(8), "bad-reference"),
-        ((7, 0, 5), bytes(20), "bad-reference"),
-        ((7, 0, 5), bytes(4), "bad-reference"),
-        ((7, 0, 6), np.full(10, np.nan, "<f4").tobytes(), "bad-reference"),
-        ((7, 0, 6), bytes(36), "bad-reference"),
-        ((7, 0, 7), bytes(4 * 30), "bad-reference"),
-        ((7, 0, 7), np.full(30, np.nan, "<f4").tobytes(), "bad-reference"),
-        ((7, 0, 8), [], "bad-reference"),
-        ((7, 0, 8), [False] * 9, "bad-reference"),
-        ((7, 0, 8), [0, 0], "bad-reference"),
-        ((7, 0, 9), bytes(3), "bad-reference"),
-        ((7, 0, 9), bytes(4 * (MAX_SCORES + 1)), "bad-reference"),
+        ((7, 0, 3), 1, "bad-reference"),
+        ((7, 0, 3), 2, "bad-reference"),
+        ((7, 1, 3), 1, "bad-reference"),
+        ((7, 2, 3), True, "bad-reference"),
+        ((7, 2, 3), 3, "bad-reference"),
+        ((7, 2, 3), 0, "bad-reference"),
+        ((7, 3, 3), 1, "bad-reference"),
+        ((7, 0, 4), np.array([0.8, 47.5, 0.25, 1.5]).tobytes(), "bad-reference"),
+        ((7, 0, 4), np.array([0.0, 47.5, 0.25, 1.5]).tobytes(), "bad-reference"),
+        ((7, 0, 4), np.array([np.nan, 47.5, 0.25, 1.5]).tobytes(), "bad-reference"),
+        ((7, 0, 4), np.array([0.5, 47.5, 0.25]).tobytes(), "bad-reference"),
+        ((7, 0, 5), np.array([0.75, 0.25, 2.0, 0.5]).tobytes(), "bad-reference"),
+        ((7, 0, 5), np.array([0.75, 0.0, 0.5, 0.5]).tobytes(), "bad-reference"),
+        ((7, 0, 5), bytes(8), "bad-reference"),
+        ((7, 0, 6), bytes(20), "bad-reference"),
+        ((7, 0, 6), bytes(4), "bad-reference"),
+        ((7, 0, 7), np.full(10, np.nan, "<f4").tobytes(), "bad-reference"),
+        ((7, 0, 7), bytes(36), "bad-reference"),
+        ((7, 0, 8), bytes(4 * 30), "bad-reference"),
+        ((7, 0, 8), np.full(30, np.nan, "<f4").tobytes(), "bad-reference"),
+        ((7, 0, 9), [], "bad-reference"),
+        ((7, 0, 9), [False] * 9, "bad-reference"),
+        ((7, 0, 9), [0, 0], "bad-reference"),
+        ((7, 0, 10), bytes(3), "bad-reference"),
+        ((7, 0, 10), bytes(4 * (MAX_SCORES + 1)), "bad-reference"),
         ((8,), [5, 4, 3], "bad-reference"),
         ((8,), [1, 2], "bad-reference"),
         ((8,), [1, 2, 1], "bad-reference"),

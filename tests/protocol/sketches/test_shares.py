@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from protocol.errors import InvalidError
-from protocol.sketches.shares import ClassShares, deviances, fit_class_shares
+from protocol.sketches.expectations import deviances
+from protocol.sketches.shares import ClassShares, fit_class_shares
 
 #: Things in a stretch, and the parts of those that are there which four classes have: the last is rare.
 THINGS = 300
