@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SOURCES = ("bank", "camera", "model", "numbers", "ours", "scenes", "singles", "stream", "trial", "world")
 #: What judges on devices too.
-SKETCHES = ("looks", "scatter", "shares", "tail")
+SKETCHES = ("expectations", "looks", "powers", "scatter", "stretches", "tail")
 
 
 @dataclass(frozen=True, slots=True)
