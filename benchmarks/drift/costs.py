@@ -89,7 +89,7 @@ def added_us() -> float:
 
 
 def judge_minutes(device_hours: int = 1_000_000) -> float:
-    """Minutes to judge so many device-hours, six sub-windows each, with all looks at ten minutes: measured on 8,000, 64 + 20 coordinates."""
+    """Minutes to judge so many device-hours, six sub-windows each, with all looks at ten minutes: from 8,000, 64 + 20 coordinates."""
     of = grid()
     rng = np.random.default_rng(5)
     d = 2 * FEATURES + CLASSES
