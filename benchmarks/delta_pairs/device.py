@@ -2,7 +2,8 @@
 
 `device.py baseline`: peak memory of an interpreter with numpy. `device.py memory OLD DELTA NEW`: the same with one decoding.
 `device.py speed OLD DELTA NEW COUNT`: megabytes of output per CPU second of each decoding after a first, unmeasured one; every result is
-compared with NEW.
+compared with NEW. New files lie in memory where there is a file system for that: syncing a disk takes 0.1 ms or 4 of CPU, by what its
+journal has to do for others, says nothing of the decoder, and the other tools do not sync.
 """
 
 import json
@@ -10,6 +11,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+#: A file system in memory, on Linux.
+IN_MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
 
 
 def main() -> int:
@@ -20,7 +24,7 @@ def main() -> int:
         answer: object = peak_mb() if np else None
     else:
         old, delta, new = (Path(name) for name in names[:3])
-        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None) as folder:
             answer = memory_of(old, delta, new, Path(folder)) if mode == "memory" else speeds(old, delta, new, Path(folder), int(names[3]))
     print(json.dumps(answer))
     return 0
