@@ -22,6 +22,9 @@ _ROOT = Path(agent.__file__).resolve().parent.parent
 #: at a medium that does not answer, dies when that returns, and nobody waits for it.
 _LOOK_S, _REAP_S = 0.25, 2.0
 
+#: For a child that computes in one thread: numpy's library would start one more per core, which waits by spinning, tens of milliseconds.
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
 
 def child_environment() -> dict[str, str]:
     """The environment of a child that runs our modules.

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from agent.children import ONE_THREAD
 from benchmarks.delta_pairs import figures, large, listing
 from benchmarks.delta_pairs.bound import changed_share, entropy_bytes
 from benchmarks.delta_pairs.figures import Large, Measured, Ours
@@ -127,7 +128,8 @@ def memory(old: Path, delta: Path, new: Path) -> float:
 def device(*arguments: str) -> "float | list[float]":
     """What the decoding process answers. Raises: CalledProcessError when it fails or the result differs."""
     command = [sys.executable, "-m", "benchmarks.delta_pairs.device", *arguments]
-    return json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
+    environment = {**os.environ, **ONE_THREAD}  # as the agent runs it
+    return json.loads(subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True).stdout)
 
 
 if __name__ == "__main__":

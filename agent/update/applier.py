@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from agent.children import child_environment
+from agent.children import ONE_THREAD, child_environment
 from agent.slots import disk_error
 from agent.update.assignment import OfferedDelta, OfferedFile
 from agent.update.fetch import StoppedError
@@ -65,9 +65,8 @@ class ChildApplier:
             "--memory-mb": str(self._memory_mb()),
         }
         command = [sys.executable, "-m", "agent.update.applier", *(f"{name}={value}" for name, value in options.items())]
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=child_environment()
-        )
+        environment = {**child_environment(), **ONE_THREAD}
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
         try:
             status = _wait(child, START_S + file.length / LEAST_BYTES_PER_S, should_stop)
             answer = b"" if child.stdout is None else child.stdout.read(MAX_ANSWER_BYTES)

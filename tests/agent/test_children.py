@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import agent
-from agent.children import child_environment
+from agent.children import ONE_THREAD, child_environment
 
 
 def test_a_foreign_package_in_the_current_folder_does_not_shadow_ours(tmp_path: Path):
@@ -17,3 +17,9 @@ def test_a_foreign_package_in_the_current_folder_does_not_shadow_ours(tmp_path: 
         [sys.executable, "-c", program], cwd=tmp_path, env=child_environment(), capture_output=True, text=True, check=False
     )
     assert json.loads(done.stdout) == [agent.__file__, "1"], done.stderr
+
+
+def test_numpy_starts_no_thread_in_a_child_that_computes_in_one():
+    code = "import numpy, os; print(len(os.listdir('/proc/self/task')))"
+    environment = {**child_environment(), **ONE_THREAD}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout == b"1\n"
