@@ -126,7 +126,7 @@ def require_enough(shares: DoubleArray) -> None:
 
 
 def fit_expectations(kind: type[Kind], context: DoubleArray, seen: DoubleArray, base: int) -> Kind:
-    """What other coordinates float64[n, C] let expect of what was seen, float64[n, L]; every dispersion 1, until each kind of look finds its own."""
+    """What other coordinates float64[n, C] let expect of what was seen, float64[n, L]; dispersions are 1, each kind finds its own."""
     center, components = _components(context)
     places = (context - center) @ components.T
     low, high = np.quantile(places, [_BEYOND, 1 - _BEYOND], axis=0)
