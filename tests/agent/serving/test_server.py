@@ -315,11 +315,11 @@ def test_a_body_that_unpacks_to_too_much_is_refused(serve):
 @pytest.mark.parametrize(
     ("content", "coding", "status"),
     [
-        (b"nonsense", "gzip", 400),
-        (gzip.compress(b"{}")[:-4], "gzip", 400),
-        (gzip.compress(b"{}") + b"more", "gzip", 400),
-        (b"{}", "br", 415),
-        (b"{}", "gzip, gzip", 415),
+        pytest.param(b"nonsense", "gzip", 400, id="nonsense"),
+        pytest.param(gzip.compress(b"{}")[:-4], "gzip", 400, id="cut"),
+        pytest.param(gzip.compress(b"{}") + b"more", "gzip", 400, id="more behind its end"),
+        pytest.param(b"{}", "br", 415, id="unknown coding"),
+        pytest.param(b"{}", "gzip, gzip", 415, id="packed twice"),
     ],
 )
 def test_a_body_that_is_not_what_it_says_is_refused_and_the_connection_goes_on(serve, content, coding, status):
