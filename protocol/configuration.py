@@ -1,9 +1,9 @@
 """What may be set on devices from afar, and how fleet, group and device agree on it: pure, the same code on both sides.
 
 One file per group holds the sections of fleet, group and single devices; a device computes what they mean for it. Inheritance goes
-fleet -> group -> device: maps merge, scalars and lists replace, null removes what was inherited, so that the device's own value is back.
-Null stands only where a value stands, never in place of a map; so merging is associative. Who a device is, its server and its secrets
-are not in the schema.
+fleet -> group -> device: maps merge, scalars and lists replace, null removes what was inherited, so that the device's own value is back;
+for one pipeline also where all pipelines have a value. Null stands only where a value stands, never in place of a map; so merging is
+associative. Who a device is, its server and its secrets are not in the schema.
 """
 
 import json
@@ -148,7 +148,7 @@ class Configuration:
 class Effective:
     """What a configuration means for one device."""
 
-    #: Nested as in `Settings`, without nulls.
+    #: Nested as in `Settings`; a null is left only where a pipeline's own section puts aside what is set for all pipelines.
     settings: Mapping[str, Any]
     #: Dotted key -> fleet, group or device: the innermost that says it.
     origins: Mapping[str, str]
@@ -208,7 +208,7 @@ def effective(configuration: Configuration, device: str) -> Effective:
         merged = merge(merged, good)
         said_by |= {key: name for key, _ in leaves(good)}
         ignored |= {f"{name}.{key}": why for key, why in bad.items()}
-    settings = resolve(merged)
+    settings = _settled(merged)
     return Effective(settings, {key: said_by[key] for key, _ in leaves(settings)}, ignored)
 
 
@@ -232,13 +232,35 @@ def overlay(base: Section, settings: Section) -> Overlaid:
     for key, own in base.items():
         if key == "pipelines":
             everywhere = wished.get(ALL_PIPELINES, {})
-            values[key] = {name: _over(one, merge(everywhere, wished.get(name, {}))) for name, one in own.items()}
+            values[key] = {name: _over(one, resolve(merge(everywhere, wished.get(name, {})))) for name, one in own.items()}
         elif isinstance(own, Mapping):
             values[key] = _over(own, settings.get(key, {}))
         else:
             values[key] = settings.get(key, own)
     known = base.get("pipelines", {})
     return Overlaid(values, tuple(sorted(name for name in wished if name != ALL_PIPELINES and name not in known)))
+
+
+def _settled(merged: Section) -> dict[str, Any]:
+    """What `merged` says. A pipeline's null stays where all pipelines have a value: dropped, it would let that value in again."""
+    settings = resolve(merged)
+    everywhere = settings.get("pipelines", {}).get(ALL_PIPELINES, {})
+    for name, own in merged.get("pipelines", {}).items():
+        if name != ALL_PIPELINES and (gaps := _gaps(own, everywhere)):
+            settings = merge(settings, {"pipelines": {name: gaps}})
+    return settings
+
+
+def _gaps(own: Section, everywhere: Section) -> dict[str, Any]:
+    """The nulls of `own` where `everywhere` has a value, nested as they are."""
+    found: dict[str, Any] = {}
+    for key in own.keys() & everywhere.keys():
+        if isinstance(own[key], Mapping):
+            if below := _gaps(own[key], everywhere[key]):
+                found[key] = below
+        elif own[key] is None:
+            found[key] = None
+    return found
 
 
 def _over(own: Section, wished: Section) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from protocol.configuration import (
     known_keys,
     leaves,
     merge,
+    origin_of,
     overlay,
     resolve,
     salvage,
@@ -115,6 +116,27 @@ def test_what_is_for_all_pipelines_comes_before_what_names_one():
     found = overlay(BASE, {"pipelines": {"*": {"max_fps": 5.0}, "back": {"max_fps": 9.0}, "yard": {"max_fps": 1.0}}})
     assert found.values["pipelines"] == {"front": {"max_fps": 5.0, "keep": "ring"}, "back": {"max_fps": 9.0, "keep": "all"}}
     assert found.unused == ("yard",)
+
+
+def test_null_for_one_pipeline_puts_its_own_value_back_also_where_all_pipelines_have_one():
+    group = {"pipelines": {"*": {"max_fps": 5.0, "keep": "events", "motion": {"min_area": 0.2, "hold_s": 3.0}}}}
+    device = {"pipelines": {"front": {"max_fps": None, "motion": {"hold_s": None}}, "back": {"max_fps": 9.0, "keep": None}}}
+    motion = {"min_area": 0.1, "hold_s": 2.0}
+    base = {"pipelines": {name: {"max_fps": 12.0, "keep": "ring", "motion": motion} for name in ("front", "back", "yard")}}
+    found = effective(Configuration("t0", "g", 1, {}, group, {"cam-7": device}), "cam-7")
+    assert overlay(base, found.settings).values["pipelines"] == {
+        "front": {"max_fps": 12.0, "keep": "events", "motion": {"min_area": 0.2, "hold_s": 2.0}},
+        "back": {"max_fps": 9.0, "keep": "ring", "motion": {"min_area": 0.2, "hold_s": 3.0}},
+        "yard": {"max_fps": 5.0, "keep": "events", "motion": {"min_area": 0.2, "hold_s": 3.0}},
+    }
+    assert [origin_of(f"pipelines.{name}.max_fps", found.origins) for name in ("front", "back", "yard")] == ["device", "device", "group"]
+
+
+def test_a_null_that_puts_nothing_aside_is_not_kept():
+    document = Configuration(
+        "t0", "g", 1, {}, {"pipelines": {"front": {"max_fps": 3.0}}}, {"cam-7": {"pipelines": {"front": {"max_fps": None}}}}
+    )
+    assert effective(document, "cam-7").settings == {}
 
 
 def test_motion_merges_value_by_value_and_the_device_keeps_what_nobody_says():
