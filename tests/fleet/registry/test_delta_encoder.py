@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import delta_models as models
+import numpy as np
 import pytest
 
 from fleet.registry import delta_encoder, delta_tensors
@@ -47,6 +48,14 @@ def test_the_child_process_tells_what_it_made(tmp_path: Path):
     assert told["base_sha256"] == digest_of_file(old)
     assert told["new_sha256"] == digest_of_file(new)
     assert told["length"] == (tmp_path / "delta").stat().st_size
+
+
+def test_models_with_nothing_in_common_are_sent_in_the_form_that_is_unpacked_fastest(tmp_path: Path):
+    """Tensor by tensor such a pair saves 0.3 percent, and takes a device twenty times as long."""
+    for name, seed in (("old", 1), ("new", 2)):
+        drawn = np.random.default_rng(seed).normal(0, 12, (64, 1024)).clip(-127, 127).round().astype(np.int8)
+        (tmp_path / name).write_bytes(models.onnx_bytes(models.weights(seed), extra={"w": drawn}))
+    assert encode(tmp_path / "old", tmp_path / "new", tmp_path / "delta").method in {0, 1}
 
 
 def test_the_same_pair_gives_the_same_delta(tmp_path: Path):
