@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from protocol.delta import frames, packed, predict
-from protocol.delta.container import CHUNK_BYTES, MAX_FILE_BYTES, Header, Method
+from protocol.delta.container import CHUNK_BYTES, Header
 from protocol.delta.entropy import (
     TABLE_BITS,
     TABLE_SLOTS,
@@ -30,7 +30,6 @@ from protocol.delta.entropy import (
 from protocol.delta.errors import DeltaError
 from protocol.delta.expect import Expecting, OldModel, Piece, repeated_runs, steps
 from protocol.delta.files import Mapped, Output
-from protocol.delta.onnx import scan_onnx
 from protocol.delta.places import MAX_PLACES_BYTES, read_places
 from protocol.delta.plan import (
     DEFERRED_KINDS,
@@ -47,21 +46,17 @@ from protocol.delta.plan import (
     read_plan,
     table_starts,
 )
+from protocol.delta.surroundings import Frame, frame_of
 from protocol.delta.tensors import (
     DTYPES,
     FLOAT_KINDS,
-    MAX_TENSORS,
     SMALL_KINDS,
     Kind,
     Layout,
-    Scan,
     lay_out,
     lay_out_like,
-    table_of,
     varying_bytes,
-    without_values,
 )
-from protocol.delta.tflite import Gapped, scan_tflite
 
 #: glibc maps blocks from a size on and gives free memory back, so that using it again costs page faults (0.2 ms for 100 of them). The size
 #: is that of the largest mapped block that was freed: this one, which is never touched.
@@ -107,12 +102,12 @@ def write_tensors(header: Header, payload: memoryview, file: Mapped, output: Out
         streams = Streams.parse(behind)
         places, told = _parted(streams.plan)
         old = OldModel(header.method, file, read_places(places, file.data, file.size))
-        frame = _frame_of(header, payload, old)
+        frame = frame_of(header, payload, old)
         if frame.skeleton is not None:
             raise DeltaError("The delta says where the old tensors lie, and has a skeleton that needs their names.")
     else:
         old = OldModel(header.method, file)
-        frame = _frame_of(header, payload, old)
+        frame = frame_of(header, payload, old)
         streams = Streams.parse(behind)
         told = streams.plan
     plan = read_plan(told, frame.scan.tensors, frame.scan.links)
@@ -123,77 +118,6 @@ def _parted(told: bytes) -> tuple[bytes, bytes]:
     """Where the old tensors lie, and the plan."""
     reader = Reader(told)
     return reader.bytes(reader.number(MAX_PLACES_BYTES)), told[reader.at :]
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """What the values of the new file stand in: a skeleton with its scan, or (None) the old file with other bytes in some of its gaps."""
-
-    skeleton: bytes | None
-    scan: Scan
-    gaps: dict[int, bytes]
-
-
-def _frame_of(header: Header, payload: memoryview, old: OldModel) -> Frame:
-    """What the values stand in."""
-    table_end = header.table_packed
-    end = table_end + header.skeleton_packed
-    if end > len(payload):
-        raise DeltaError("The skeleton of the delta is cut.")
-    if not end:
-        if header.skeleton_raw or header.table_raw:
-            raise DeltaError("The delta announces a skeleton and has none.")
-        return Frame(None, old.scan, {})
-    table, packed_ = payload[:table_end], payload[table_end:end]
-    if header.method is Method.ONNX and table_end:
-        if header.table_raw != table_end:
-            raise DeltaError("The table of gaps of the delta is not stored as it is.")
-        return Frame(None, old.scan, _gaps(header, bytes(table), packed_, old))
-    skeleton = old.skeleton
-    if packed_:
-        skeleton = frames.decode(packed_, header.skeleton_raw, prefix=old.skeleton, window_log=header.window_log)
-    if header.method is Method.ONNX:
-        return Frame(skeleton, scan_onnx(skeleton, has_holes=True), {})
-    spans = table_of(old.scan)
-    if table_end:
-        spans = frames.decode(table, header.table_raw, prefix=spans, window_log=header.window_log)
-    scan = scan_tflite(Gapped(skeleton, _spans(spans, len(skeleton), header.new_bytes)))
-    return Frame(skeleton, without_values(scan), {})
-
-
-def _gaps(header: Header, table: bytes, packed_: memoryview, old: OldModel) -> dict[int, bytes]:
-    """New bytes of gaps: {gap of index - 1, bytes} each, and one frame of them all on the old bytes of the same gaps."""
-    tensors, reader, sizes, index = old.scan.tensors, Reader(table), {}, 0
-    while not reader.is_done:
-        index += 1 + reader.number(len(tensors))
-        if index > len(tensors) or (index < len(tensors) and tensors[index].varying):
-            raise DeltaError("The delta changes a gap that is not there, or that has lengths which values move.")
-        sizes[index] = reader.number(header.skeleton_raw)
-    if sum(sizes.values()) != header.skeleton_raw:
-        raise DeltaError("The gaps of the delta do not take what it announces.")
-    was = old.gaps(sizes)
-    data = frames.decode(packed_, header.skeleton_raw, prefix=was, window_log=header.window_log)
-    made, at = {}, 0
-    for index, size in sizes.items():
-        made[index] = data[at : at + size]
-        at += size
-    return made
-
-
-def _spans(table: bytes, skeleton_bytes: int, new_bytes: int) -> list[tuple[int, int]]:
-    """Where values lie in the new file, by its table."""
-    spans: list[tuple[int, int]] = []
-    reader, end, sizes = Reader(table), 0, 0
-    while not reader.is_done:
-        if len(spans) > MAX_TENSORS:
-            raise DeltaError(f"The delta has more than {MAX_TENSORS} tensors.")
-        start = end + reader.number(MAX_FILE_BYTES)
-        size = reader.number(MAX_FILE_BYTES)
-        spans.append((start, size))
-        end, sizes = start + size, sizes + size
-    if end > new_bytes or sizes + skeleton_bytes != new_bytes:
-        raise DeltaError("The table of the delta does not fit the new file.")
-    return spans
 
 
 class _Held(NamedTuple):

@@ -18,6 +18,7 @@ from protocol.delta.container import HEADER_BYTES, Header, Method
 from protocol.delta.decoder import apply
 from protocol.delta.entropy import FIRST_LONG, Bits, ByteSymbols
 from protocol.delta.errors import DeltaError
+from protocol.delta.onnx import scan_onnx
 from protocol.delta.plan import BYTES, IN_BYTES, PLAIN, RIDING, Plan, Reader, read_plan, table_starts
 from protocol.delta.tensors import Links, varint
 
@@ -271,11 +272,11 @@ def test_a_plan_with_a_table_without_symbols_is_refused():
 
 def plan_of(before: bytes, after: bytes, delta: Path) -> Plan:
     """The plan of a delta between files of the same tensors."""
-    scan = rebuild.scan_onnx(before)
+    scan = scan_onnx(before)
     data = memoryview(delta.read_bytes())
     header = Header.parse(data)
     streams = rebuild.Streams.parse(data[HEADER_BYTES + header.table_packed + header.skeleton_packed :])
-    assert [tensor.name for tensor in rebuild.scan_onnx(after).tensors] == [tensor.name for tensor in scan.tensors]
+    assert [tensor.name for tensor in scan_onnx(after).tensors] == [tensor.name for tensor in scan.tensors]
     reader = Reader(streams.plan)
     if header.has_places:
         reader.bytes(reader.number(len(streams.plan)))
@@ -342,7 +343,7 @@ def test_gaps_that_are_not_there_are_refused(tmp_path: Path, models_of, table, r
 
 def test_a_gap_before_a_value_of_varying_length_is_not_told(tmp_path: Path, models_of):
     before, after = models_of
-    scan = rebuild.scan_onnx(before)
+    scan = scan_onnx(before)
     place = next(index for index, tensor in enumerate(scan.tensors) if tensor.varying and index)
     parts = built(tmp_path, before, after)
     made = zstandard.ZstdCompressor().compress(b"xyz")
