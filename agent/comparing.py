@@ -14,9 +14,10 @@ from agent.database.outbox import Draft
 from agent.events.bodies import event_body
 from agent.inference.messages import ArmOrder, Prediction, Sampled
 from agent.inference.process import InferenceProcess
-from agent.inference.shadow_messages import Candidate, Compared
+from agent.inference.shadow_messages import Candidate
 from agent.inference.shadow_pairs import ArmTally
 from agent.inference.shadow_process import ShadowProcess
+from agent.inference.shadow_reports import Compared
 from agent.update.candidates import CandidatePlan, Candidates
 from protocol.clock import Clock, to_unix_ms
 from protocol.shadow import EVENT_TYPE, Arm, Comparison, ShadowReport, summed

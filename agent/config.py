@@ -3,18 +3,19 @@
 Loading them, and what the server and signed configuration lay over them: `agent/settings/`.
 """
 
-import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from agent.listening import parse_listen
+from agent.orders import CameraSource, FolderSource, PipelineOrder, RuntimeOrder, SensorSource, StreamSource, VideoSource
 from protocol.ids import NAME_PATTERN
+from protocol.look import WHOLE_FRAME, Motion
 from protocol.rules import Rules, Zones, need_tracks
-from protocol.views import WHOLE_FRAME, Motion, Roi
+from protocol.views import Roi
 from protocol.windows import checked_zone
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -30,68 +31,6 @@ class Section(BaseModel):
 
 
 # --- pipelines: source -> model line -> outputs ---
-
-
-class VideoSource(Section):
-    """A recorded video, played at its own pace."""
-
-    kind: Literal["video"]
-    path: LongText
-    #: Start again at its end; a new session each time.
-    loop: bool = False
-
-
-class CameraSource(Section):
-    """A V4L2 camera."""
-
-    kind: Literal["camera"]
-    device: LongText = "/dev/video0"
-    #: Wished picture size in pixels; None: what the camera gives.
-    width: Annotated[int, Field(ge=16, le=16_384)] | None = None
-    height: Annotated[int, Field(ge=16, le=16_384)] | None = None
-
-
-class StreamSource(Section):
-    """An RTSP or HTTP stream."""
-
-    kind: Literal["stream"]
-    url: LongText
-    #: A smaller picture of the same camera: used while it has as many pixels as the models need (docs/capture.md).
-    sub_url: LongText | None = None
-    #: Name of the secret that holds "user:password"; see `resolve_secrets`.
-    secret: Name | None = None
-    #: Which frames are decoded: all of them; those that others are predicted from; those that stand alone, one every few seconds.
-    decode: Literal["all", "references", "keyframes"] = "all"
-    #: What decodes; "auto" takes the first that works here. One that does not work is replaced by the processor, and that is reported.
-    hardware: Literal["none", "auto", "vaapi", "v4l2m2m", "cuda"] = "none"
-    #: How RTSP carries the pictures.
-    transport: Literal["tcp", "udp"] = "tcp"
-
-
-class FolderSource(Section):
-    """A folder of pictures, in the order of their names."""
-
-    kind: Literal["folder"]
-    path: LongText
-    loop: bool = False
-    #: Pictures per second.
-    fps: Annotated[float, Field(gt=0, le=1000)] = 5.0
-
-
-class SensorSource(Section):
-    """A stream of JSON readings from a local MQTT broker, for gateways."""
-
-    kind: Literal["sensor"]
-    broker: LongText
-    topic: LongText
-    #: JSON keys that make the channels, in this order.
-    fields: Annotated[tuple[LongText, ...], Field(min_length=1, max_length=64)]
-    #: Readings per prediction, and readings between two predictions.
-    window: Annotated[int, Field(ge=1, le=65_536)] = 64
-    stride: Annotated[int, Field(ge=1, le=65_536)] = 16
-    #: A reading that lacks a number: is left out, keeps the field's last one, spoils its windows, or is for the model manifest to say.
-    gaps: Literal["drop", "hold", "reject", "pass"] = "hold"
-    secret: Name | None = None
 
 
 Source = Annotated[VideoSource | CameraSource | StreamSource | FolderSource | SensorSource, Field(discriminator="kind")]
@@ -137,9 +76,18 @@ class PipelineConfig(Section):
             raise ValueError("`roi`, `motion` and `preview` are for pictures; this source gives readings")
         return self
 
-    def for_inference(self) -> "PipelineConfig":
-        """The pipeline as the inference process needs it: rules and who may look are not its business, and reopen no camera."""
-        return self.model_copy(update={"track": self.track or need_tracks(self.rules), "zones": (), "rules": (), "preview": False})
+    def for_inference(self) -> PipelineOrder:
+        """The pipeline as the inference process needs it."""
+        return PipelineOrder(
+            name=self.name,
+            line=self.line,
+            source=self.source,
+            max_fps=self.max_fps,
+            min_score=self.min_score,
+            track=self.track or need_tracks(self.rules),
+            roi=self.roi,
+            motion=self.motion,
+        )
 
 
 # --- the settings of the agent itself ---
@@ -286,6 +234,12 @@ class RuntimeConfig(Section):
     #: Seconds between two reports of such a comparison; it is reported at its end too.
     shadow_report_s: Annotated[float, Field(ge=1, le=86_400)] = 3600.0
 
+    def for_inference(self) -> RuntimeOrder:
+        """What of it the inference process needs."""
+        return RuntimeOrder(
+            providers=self.providers, options=self.options, require=self.require, threads=self.threads, max_age_ms=self.max_age_ms
+        )
+
 
 class ServingConfig(Section):
     """Models for other programs on this device, by the Open Inference Protocol (INTERFACES 4)."""
@@ -403,20 +357,6 @@ class AgentConfig(Section):
     @property
     def control_socket(self) -> Path:
         return self.run_dir / "control.sock"
-
-
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-
-
-def mask(value: Any) -> Any:
-    """The value with user names and passwords inside URLs replaced by ***."""
-    if isinstance(value, str):
-        return _USERINFO.sub("***", value)
-    if isinstance(value, list | tuple):
-        return [mask(item) for item in value]
-    if isinstance(value, dict):
-        return {key: mask(item) for key, item in value.items()}
-    return value
 
 
 def _url_with_scheme(value: str, schemes: tuple[str, ...]) -> str:

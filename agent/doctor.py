@@ -16,18 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from agent.config import (
-    AgentConfig,
-    CameraSource,
-    FolderSource,
-    PipelineConfig,
-    SensorSource,
-    StreamSource,
-    VideoSource,
-    mask,
-)
+from agent.config import AgentConfig, PipelineConfig
 from agent.control import ask
 from agent.identity import Authorities, Identity, certificate_life, load_identity, open_client, read_authorities, renewal_from
+from agent.orders import CameraSource, FolderSource, SensorSource, StreamSource, VideoSource, mask
 from agent.reporting import probe_in_child
 from agent.uplink import parse_endpoint, try_broker
 from protocol.errors import MooringError, TransferError

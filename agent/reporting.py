@@ -20,10 +20,11 @@ from pydantic import ValidationError
 
 from agent.children import child_environment
 from agent.conditions import Condition, Conditions
-from agent.config import AgentConfig, mask
+from agent.config import AgentConfig
 from agent.configuration import Pointer
 from agent.identity import Identity, is_authority_changed, is_renewal_due, read_answer, renew_certificate
 from agent.inference.messages import PipelineStats
+from agent.orders import mask
 from agent.store import Store
 from agent.twin import InForce
 from agent.update.candidates import Candidates

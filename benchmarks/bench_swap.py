@@ -22,16 +22,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.config import PipelineConfig, RuntimeConfig
+from agent.config import RuntimeConfig
 from agent.inference.messages import Prediction
 from agent.inference.process import InferenceProcess, Timings
+from agent.orders import PipelineOrder
 from agent.sources.states import SourceState
 from benchmarks.record import Row, compare, measure, write
 from examples.demo.scenario import DIGITS
 from examples.digits.video import make_video
+from fleet.registry.drafts import complete, load_draft
 from protocol.clock import SystemClock
+from protocol.decoding import decode
 from protocol.files import digest_of_file
-from runtime.manifest import FileEntry, complete, load_draft, to_bytes
+from runtime.manifest import FileEntry, to_bytes
 from runtime.probe import inspect_model
 
 SWAPS = int(os.environ.get("MOORING_BENCH_SWAPS", "1000"))
@@ -91,7 +94,7 @@ class Camera:
 
     def play(self) -> None:
         source = {"kind": "video", "path": str(self.video), "loop": True}
-        self.process.configure([PipelineConfig.model_validate({"name": PIPELINE, "line": LINE, "source": source})])
+        self.process.configure([decode(PipelineOrder, {"name": PIPELINE, "line": LINE, "source": source})])
 
     def activate(self, slot: Path) -> None:
         activation = self.process.activate(LINE, slot)

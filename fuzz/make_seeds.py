@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
-from fleet.registry import delta_encoder, delta_tensors
+from fleet.registry import delta_encoder, delta_tensors, drafts
 from protocol.canonical import canonical_json
 from protocol.delta import frames
 from protocol.delta.container import Method
@@ -216,8 +216,8 @@ def manifests() -> dict[str, bytes]:
         image, scores = TensorSpec("x", (1, 32, 32, 3), "int8", 1 / 255, -128), TensorSpec("y", (1, 2), "int8", 1 / 256, -128)
         tensors = ModelTensors(file_format, backend, "2.3.0", (image,), (scores,))
         files = {name: manifest.FileEntry(sha256=DIGEST, length=5) for name in (f"model.{file_format}", "golden.cbor")}
-        whole = manifest.complete(
-            manifest.parse_draft(text), tensors, line="digits", release="1.0", counter=1, variant=file_format, files=files
+        whole = drafts.complete(
+            drafts.parse_draft(text), tensors, line="digits", release="1.0", counter=1, variant=file_format, files=files
         )
         seeds[f"manifest-{file_format}"] = b"\x00" + manifest.to_bytes(whole)
     for dtype in ("int8", "int32", "float32"):

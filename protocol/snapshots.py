@@ -8,8 +8,8 @@ from pydantic import Field
 
 from protocol.errors import InvalidError
 from protocol.fields import Name, UnixMs
+from protocol.look import MAX_JPEG_BYTES
 from protocol.messages import Wire
-from protocol.views import MAX_JPEG_BYTES
 
 #: Last level of the command's topic.
 METHOD = "snapshot"

@@ -9,12 +9,14 @@ import functools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cbor2
 import numpy as np
 
 from protocol.errors import InvalidError
+from protocol.files import read_bounded
 from runtime.base import Array
 from runtime.cpu import instruction_set
 from runtime.providers import DEFAULT_PROVIDER
@@ -149,6 +151,14 @@ def encode(goldens: Goldens) -> bytes:
             hint=f"Use fewer vectors, at least {MIN_VECTORS}.",
         )
     return data
+
+
+def read_goldens(folder: Path) -> Goldens:
+    """The golden vectors of a slot folder. Raises: InvalidError when they are missing or not valid."""
+    try:
+        return decode(read_bounded(folder / FILE_NAME, MAX_GOLDEN_BYTES))
+    except FileNotFoundError:
+        raise InvalidError(f"{folder.name} has no {FILE_NAME}; a release without golden vectors is not activated.") from None
 
 
 def decode(data: bytes) -> Goldens:

@@ -1,12 +1,11 @@
 """What a model manifest says about a model's outputs, by task: which tensor means what, and what still has to be computed from it."""
 
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
-
-from protocol.fields import ShortText
-from runtime.inputs import Strict, TensorDescription, TensorName, check_has_scale
+from protocol.decoding import Limits
+from runtime.inputs import ShortText, TensorDescription, TensorName, check_has_scale
 
 MAX_LABELS = 10_000
 #: Objects of one frame: what a message carries.
@@ -15,8 +14,8 @@ OUTPUT_DTYPES = ("int8", "uint8", "float32")
 #: Class numbers and counts of post-processed detectors come as floats or as integers.
 NUMBER_DTYPES = ("float32", "int32", "int64", "int8", "uint8")
 
-Labels = Annotated[tuple[Annotated[str, StringConstraints(min_length=1, max_length=200)], ...], Field(min_length=1, max_length=MAX_LABELS)]
-_Share = Annotated[float, Field(ge=0, le=1)]
+Labels = Annotated[tuple[Annotated[str, Limits(min_length=1, max_length=200)], ...], Limits(min_length=1, max_length=MAX_LABELS)]
+_Share = Annotated[float, Limits(ge=0, le=1)]
 
 
 class Activation(StrEnum):
@@ -65,28 +64,31 @@ class Score(StrEnum):
     RECONSTRUCTION = "reconstruction"
 
 
-class Postprocess(Strict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Postprocess:
     """From the output tensor to the answer of a classifier."""
 
     activation: Activation = Activation.NONE
     labels: Labels
     #: Classes below this score are left out of the answer.
     threshold: _Share = 0.0
-    top_k: Annotated[int, Field(ge=1, le=32)] = 1
+    top_k: Annotated[int, Limits(ge=1, le=32)] = 1
     #: Logits are divided by this before softmax or sigmoid (temperature scaling).
-    temperature: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    temperature: Annotated[float, Limits(gt=0, le=1000)] = 1.0
 
 
-class DetectionOptions(Strict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectionOptions:
     """What every detector may be told."""
 
     #: Objects below this score are left out of the answer.
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    max_detections: Annotated[int, Field(ge=1, le=MAX_DETECTIONS)] = 100
+    threshold: Annotated[float, Limits(gt=0, lt=1)] = 0.5
+    max_detections: Annotated[int, Limits(ge=1, le=MAX_DETECTIONS)] = 100
     #: Of two boxes that overlap too much the weaker is dropped whatever their classes are, not only within one class.
     class_agnostic: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SsdOptions(DetectionOptions):
     """A detector that gives boxes, classes and scores as tensors of their own, usually after suppression in the file itself."""
 
@@ -94,11 +96,12 @@ class SsdOptions(DetectionOptions):
     corners: Corners = Corners.YXYX
     units: Units = Units.NORMALIZED
     #: The class number of the first label: 1 where 0 is the background.
-    first_class: Annotated[int, Field(ge=0, le=MAX_LABELS)] = 0
+    first_class: Annotated[int, Limits(ge=0, le=MAX_LABELS)] = 0
     #: Intersection over union above which the weaker box is dropped; None: the file has done it.
-    overlap: Annotated[float, Field(gt=0, lt=1)] | None = None
+    overlap: Annotated[float, Limits(gt=0, lt=1)] | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SsdHead(SsdOptions):
     """An `ssd` detector with its tensors."""
 
@@ -118,6 +121,7 @@ class SsdHead(SsdOptions):
         return tuple(name for name in (self.boxes, self.classes, self.scores, self.count) if name is not None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class YoloOptions(DetectionOptions):
     """A detector with a raw head: one tensor with box and class scores for every place of the picture."""
 
@@ -127,11 +131,12 @@ class YoloOptions(DetectionOptions):
     #: What is still to be applied to the scores: none or sigmoid.
     activation: Literal[Activation.NONE, Activation.SIGMOID] = Activation.NONE
     #: Intersection over union above which the weaker box is dropped.
-    overlap: Annotated[float, Field(gt=0, lt=1)] = 0.45
+    overlap: Annotated[float, Limits(gt=0, lt=1)] = 0.45
     #: Boxes above the threshold that are looked at, best first.
-    max_candidates: Annotated[int, Field(ge=1, le=10_000)] = 1000
+    max_candidates: Annotated[int, Limits(ge=1, le=10_000)] = 1000
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class YoloHead(YoloOptions):
     """A `yolo` detector with its tensor."""
 
@@ -152,26 +157,26 @@ class YoloHead(YoloOptions):
         return 4 + self.objectness + len(self.labels)
 
 
-DetectionHead = Annotated[SsdHead | YoloHead, Field(discriminator="head")]
+DetectionHead = SsdHead | YoloHead
 
 
-class ValueOptions(Strict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueOptions:
     """How one number of an output becomes a value with a unit: activation(x) * factor + offset."""
 
     #: Which of the output's values.
-    index: Annotated[int, Field(ge=0)] = 0
+    index: Annotated[int, Limits(ge=0)] = 0
     activation: Literal[Activation.NONE, Activation.SIGMOID] = Activation.NONE
     factor: float = 1.0
     offset: float = 0.0
     unit: ShortText = ""
 
-    @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def __post_init__(self) -> None:
         if self.factor == 0.0:
             raise ValueError("factor is 0, which makes every value the same; leave it out")
-        return self
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnomalyOptions(ValueOptions):
     """An anomaly score, and from where on it is an anomaly."""
 
@@ -179,32 +184,33 @@ class AnomalyOptions(ValueOptions):
     #: An anomaly is a score above this, in the score's own unit.
     threshold: float
 
-    @model_validator(mode="after")
-    def _fits_score(self) -> Self:
+    def __post_init__(self) -> None:
+        ValueOptions.__post_init__(self)
         if self.score is Score.RECONSTRUCTION and (self.index, self.activation) != (0, Activation.NONE):
             raise ValueError("index and activation go with score = 'value'; a reconstruction is compared as a whole")
-        return self
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnomalyScore(AnomalyOptions):
     """An anomaly score with its tensor."""
 
     output: TensorName
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RegressionOptions(ValueOptions):
     """A measured value."""
 
     #: (lowest, highest) that can be: anything outside is counted as invalid and not published. None: every finite number.
     range: tuple[float, float] | None = None
 
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Self:
+    def __post_init__(self) -> None:
+        ValueOptions.__post_init__(self)
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError(f"range {list(self.range)} is empty; wanted the lowest value, then the highest")
-        return self
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RegressionValue(RegressionOptions):
     """A measured value with its tensor."""
 

@@ -4,12 +4,11 @@ Nothing here imports a runtime or OpenCV.
 """
 
 import math
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
-
-from protocol.fields import ShortText
+from protocol.decoding import Limits
 from runtime.base import TensorSpec
 
 #: Integer types with the range that a zero point must lie in.
@@ -18,7 +17,8 @@ INPUT_DTYPES = ("int8", "uint8", "float32")
 #: Fields of a sensor window, and readings in one: what the sensor source of an agent can give.
 MAX_FIELDS, MAX_READINGS = 64, 65_536
 
-TensorName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+ShortText = Annotated[str, Limits(max_length=200)]
+TensorName = Annotated[str, Limits(min_length=1, max_length=200)]
 
 
 class Color(StrEnum):
@@ -75,31 +75,24 @@ class Order(StrEnum):
     FIELDS = "fields"
 
 
-class Strict(BaseModel):
-    """Frozen; unknown fields and numbers that are not finite are refused, so that a typing error is not silence."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
-
-
-class TensorDescription(Strict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorDescription:
     """One input or output: equal to the file's own tensor, plus the layout where its dimensions have a meaning, which files do not say."""
 
     name: TensorName
-    shape: Annotated[tuple[int, ...], Field(max_length=6)]
+    shape: Annotated[tuple[int, ...], Limits(max_length=6)]
     #: None: plain values, in the order in which they lie.
     layout: Layout | None = None
     dtype: ShortText
     scale: float | None = None
     zero_point: int | None = None
 
-    @model_validator(mode="after")
-    def _is_usable(self) -> Self:
+    def __post_init__(self) -> None:
         if any(size < 1 for size in self.shape):
             raise ValueError(f"shape {list(self.shape)} of {self.name!r} has an open or empty dimension; export the model with fixed sizes")
         if self.layout is not None:
             self._check_layout(self.layout)
         self._check_quantization()
-        return self
 
     def _check_layout(self, layout: Layout) -> None:
         if not self.shape or self.shape[0] != 1:
@@ -133,50 +126,49 @@ class TensorDescription(Strict):
         return math.prod(self.shape)
 
 
-class Preprocess(Strict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocess:
     """From a frame to the input tensor: value = (x / 255 - mean) / std per channel, then the tensor's own scale and zero point."""
 
     color: Color
     fit: Fit = Fit.STRETCH
     interpolation: Interpolation = Interpolation.LINEAR
     #: One number for all channels or one per channel, in shares of full brightness (0..1).
-    mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=3)] = (0.0,)
-    std: Annotated[tuple[float, ...], Field(min_length=1, max_length=3)] = (1.0,)
+    mean: Annotated[tuple[float, ...], Limits(min_length=1, max_length=3)] = (0.0,)
+    std: Annotated[tuple[float, ...], Limits(min_length=1, max_length=3)] = (1.0,)
     #: Brightness of the bars of `letterbox`.
-    fill: Annotated[int, Field(ge=0, le=255)] = 0
+    fill: Annotated[int, Limits(ge=0, le=255)] = 0
 
     @property
     def channels(self) -> int:
         """1 for GRAY, else 3."""
         return 1 if self.color is Color.GRAY else 3
 
-    @model_validator(mode="after")
-    def _fits_channels(self) -> Self:
+    def __post_init__(self) -> None:
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels):
                 raise ValueError(f"{key} has {len(values)} numbers; {self.color.value} wants 1 or {self.channels}")
         if 0.0 in self.std:
             raise ValueError(f"std {list(self.std)} contains 0, which divides by zero; use 1 where nothing is to be scaled")
-        return self
 
 
-class Window(Strict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
     """From a window of sensor readings to the input tensor: value = (x - mean) / std per field, then the tensor's scale and zero point."""
 
     #: Names of the readings' numbers, in the order in which the model was trained.
-    fields: Annotated[tuple[ShortText, ...], Field(min_length=1, max_length=MAX_FIELDS)]
+    fields: Annotated[tuple[ShortText, ...], Limits(min_length=1, max_length=MAX_FIELDS)]
     #: Readings in one window.
-    length: Annotated[int, Field(ge=1, le=MAX_READINGS)]
+    length: Annotated[int, Limits(ge=1, le=MAX_READINGS)]
     #: One number for all fields or one per field, in the readings' own units.
-    mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=MAX_FIELDS)] = (0.0,)
-    std: Annotated[tuple[float, ...], Field(min_length=1, max_length=MAX_FIELDS)] = (1.0,)
+    mean: Annotated[tuple[float, ...], Limits(min_length=1, max_length=MAX_FIELDS)] = (0.0,)
+    std: Annotated[tuple[float, ...], Limits(min_length=1, max_length=MAX_FIELDS)] = (1.0,)
     order: Order = Order.READINGS
     missing: Missing = Missing.REFUSE
     #: Lowest and highest number that a field can physically have, by its name: beyond is the sensor's fault, not drift.
-    ranges: Annotated[dict[ShortText, tuple[float, float]], Field(max_length=MAX_FIELDS)] | None = None
+    ranges: Annotated[dict[ShortText, tuple[float, float]], Limits(max_length=MAX_FIELDS)] | None = None
 
-    @model_validator(mode="after")
-    def _fits_fields(self) -> Self:
+    def __post_init__(self) -> None:
         if len(set(self.fields)) != len(self.fields):
             raise ValueError(f"fields {list(self.fields)} names one twice")
         for field, (low, high) in (self.ranges or {}).items():
@@ -187,7 +179,6 @@ class Window(Strict):
                 raise ValueError(f"{key} has {len(values)} numbers; {len(self.fields)} fields want 1 or {len(self.fields)}")
         if 0.0 in self.std:
             raise ValueError(f"std {list(self.std)} contains 0, which divides by zero; use 1 where nothing is to be scaled")
-        return self
 
     @property
     def size(self) -> int:
@@ -195,7 +186,8 @@ class Window(Strict):
         return self.length * len(self.fields)
 
 
-class Carried(Strict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carried:
     """State of a stateful model: what it writes to `output` is its `input` with the next frame of the same pipeline and session."""
 
     input: TensorName

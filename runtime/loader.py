@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from protocol.errors import InvalidError
-from protocol.files import digest_of_file, read_bounded
+from protocol.files import digest_of_file
 from runtime.base import Backend, BackendError, BackendOptions, Candidate, RuntimeMissing, candidates_for, create
-from runtime.golden import FILE_NAME, MAX_GOLDEN_BYTES, Goldens, decode
 from runtime.manifest import ModelManifest, load_manifest
 
 MANIFEST_NAME = "manifest.json"
@@ -50,14 +49,6 @@ def check_files(folder: Path, manifest: ModelManifest) -> None:
         seen = digest_of_file(path)
         if seen != entry.sha256:
             raise InvalidError(f"{name} has the digest {seen}; the manifest says {entry.sha256}.", code="file_mismatch")
-
-
-def read_goldens(folder: Path) -> Goldens:
-    """The golden vectors of a slot folder. Raises: InvalidError when they are missing or not valid."""
-    try:
-        return decode(read_bounded(folder / FILE_NAME, MAX_GOLDEN_BYTES))
-    except FileNotFoundError:
-        raise InvalidError(f"{folder.name} has no {FILE_NAME}; a release without golden vectors is not activated.") from None
 
 
 def load_first(

@@ -46,8 +46,8 @@ from runtime.base import (
     format_of,
     parse_candidate,
 )
-from runtime.golden import MAX_GOLDEN_BYTES, Goldens, Tolerance, decode, encode, key_of, tolerance_for
-from runtime.loader import MANIFEST_NAME, check_files, load_on, read_goldens, read_slot
+from runtime.golden import MAX_GOLDEN_BYTES, Goldens, Tolerance, decode, encode, key_of, read_goldens, tolerance_for
+from runtime.loader import MANIFEST_NAME, check_files, load_on, read_slot
 from runtime.manifest import MAX_MANIFEST_BYTES, ModelManifest
 from runtime.onemodel import ONE_OPERATION
 from runtime.postprocess import answerer_for

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ from fleet.devices import enrollment, groups
 from fleet.devices import store as device_store
 from fleet.devices.enrollment import TrustRoots
 from fleet.monitoring.ingest import IngestRules, ingest_batch
+from fleet.registry.drafts import load_draft
 from fleet.registry.importing import inspect_upload
 from fleet.web import accounts
 from fleet.web.app import console_app
 from fleet.web.services import Services
 from protocol.clock import Clock, SystemClock, to_unix_ms
+from protocol.decoding import encode, without_none
 from protocol.ids import DEFAULT_TENANT, DeviceTypeName
 from protocol.messages import BrokerAddress
-from runtime.manifest import load_draft
 
 DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits"
 ADMIN = Actor(ActorKind.PERSON, "root-of-tests")
@@ -228,11 +229,11 @@ def running_site(folder: Path, *, clock: Clock | None = None) -> Iterator[Consol
 def upload_digits(api: httpx.Client, kind: str = "onnx", version: str = "1.0") -> dict[str, Any]:
     """Import the example's model through the API; returns the model version."""
     model = DIGITS / "models" / version / kind / f"model.{kind}"
-    draft = load_draft(DIGITS / f"{kind}.toml").model_copy(update={"device_types": (DEVICE_TYPE,)})
+    draft = replace(load_draft(DIGITS / f"{kind}.toml"), device_types=(DEVICE_TYPE,))
     golden = inspect_upload(model, draft).golden
     answer = api.post(
         "/models",
-        data={"name": f"digits-{kind}", "manifest": json.dumps(draft.model_dump(mode="json", exclude_none=True))},
+        data={"name": f"digits-{kind}", "manifest": json.dumps(without_none(encode(draft)))},
         files={"file": (model.name, model.read_bytes()), "golden": ("golden.cbor", golden)},
         timeout=120,
     )

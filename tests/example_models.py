@@ -5,9 +5,10 @@ import shutil
 from functools import cache
 from pathlib import Path
 
+from fleet.registry.drafts import complete, load_draft
 from protocol.files import digest_of_file
 from runtime.base import BACKENDS_OF_FORMAT, ON_DEMAND_OF_FORMAT, ModelTensors
-from runtime.manifest import FileEntry, ModelManifest, complete, load_draft, to_bytes
+from runtime.manifest import FileEntry, ModelManifest, to_bytes
 from runtime.probe import inspect_model
 
 DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits"

@@ -12,13 +12,13 @@ from fleet.audit import Actor, ActorKind
 from fleet.blobs import open_blobs
 from fleet.db import Database
 from fleet.registry import service, store
+from fleet.registry.drafts import load_draft
 from fleet.registry.importing import inspect_upload
 from fleet.registry.model import FileRef, ModelVersion, Release, ReleaseState, Variant
 from fleet.registry.repository import target_files
 from fleet.registry.signing import content_digest, create_trust
 from protocol.canonical import digest_of
 from protocol.ids import DeviceTypeName, Digest, LineName, ReleaseVersion, TenantId
-from runtime.manifest import load_draft
 
 DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits"
 T0 = TenantId("t0")

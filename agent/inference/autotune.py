@@ -27,8 +27,8 @@ from protocol.canonical import digest_of
 from protocol.errors import InvalidError
 from protocol.files import read_bounded
 from runtime.base import BackendError, BackendOptions, Candidate, candidates_for, parse_candidate
-from runtime.golden import compare, key_of
-from runtime.loader import MANIFEST_NAME, load_on, read_goldens, read_slot
+from runtime.golden import compare, key_of, read_goldens
+from runtime.loader import MANIFEST_NAME, load_on, read_slot
 from runtime.manifest import MAX_MANIFEST_BYTES
 from runtime.probe import MODULES, limit_child, options_of, options_text
 from runtime.providers import DEFAULT_PROVIDER, find_kind

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from agent.config import CameraSource, FolderSource, PipelineConfig, SensorSource, StreamSource, VideoSource
 from agent.inference.capture import Capture
 from agent.inference.feeds import Feed, Feeds
+from agent.orders import CameraSource, FolderSource, PipelineOrder, SensorSource, StreamSource, VideoSource
 from agent.sources.base import Source
 from agent.sources.states import SourceState
 from protocol.clock import Clock, SystemClock, unix_ms_of
@@ -25,7 +25,7 @@ JOIN_S = 3.0
 LEAVE_S = 1.0
 
 
-def make_source(config: PipelineConfig, clock: Clock) -> Source:
+def make_source(config: PipelineOrder, clock: Clock) -> Source:
     """The source that the pipeline names; nothing is opened yet."""
     match config.source:
         case VideoSource():
@@ -50,7 +50,7 @@ def make_source(config: PipelineConfig, clock: Clock) -> Source:
             return SensorStream(config.source, clock=clock, gaps=GapPolicy(config.source.gaps))
 
 
-def may_share(config: PipelineConfig) -> bool:
+def may_share(config: PipelineOrder) -> bool:
     """Whether another pipeline with the same source may join in the middle: live pictures; a recording each plays from its start."""
     return isinstance(config.source, CameraSource | StreamSource)
 
@@ -118,7 +118,7 @@ class Captures:
         clock: Clock,
         next_session: Callable[[], int],
         pace: Clock | None = None,
-        open_source: Callable[[PipelineConfig, Clock], Source] = make_source,
+        open_source: Callable[[PipelineOrder, Clock], Source] = make_source,
     ) -> None:
         """`clock` stamps frames; they come at the pace of the world, so capture runs by the system's clock unless `pace` says otherwise."""
         self._clock = clock
@@ -126,14 +126,14 @@ class Captures:
         self._next_session = next_session
         self._open_source = open_source
         self._lock = threading.Lock()
-        self._sources: list[tuple[PipelineConfig, SharedSource]] = []
+        self._sources: list[tuple[PipelineOrder, SharedSource]] = []
         self._keeping = 0
 
     def __len__(self) -> int:
         """How many sources are open or being opened."""
         return len(self._sources)
 
-    def look(self, config: PipelineConfig, feed: Feed) -> SharedSource:
+    def look(self, config: PipelineOrder, feed: Feed) -> SharedSource:
         """The pipeline's source, opened by this if no other pipeline looks at it."""
         with self._lock:
             shared = self._find(config)
@@ -167,7 +167,7 @@ class Captures:
         for shared in sources:
             shared.tend()
 
-    def _find(self, config: PipelineConfig) -> SharedSource | None:
+    def _find(self, config: PipelineOrder) -> SharedSource | None:
         if not may_share(config):
             return None
         return next((shared for known, shared in self._sources if known.source == config.source), None)
@@ -179,7 +179,7 @@ class Captures:
         for shared in unused:
             shared.stop()
 
-    def _new_capture(self, config: PipelineConfig, feeds: Feeds) -> Capture:
+    def _new_capture(self, config: PipelineOrder, feeds: Feeds) -> Capture:
         return Capture(
             self._open_source(config, self._pace),
             feeds,

@@ -12,38 +12,25 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from agent.children import child_environment
+from agent.inference.hearing import FROM_WORKER
 from agent.inference.link import Link, LinkClosedError
 from agent.inference.marks import Marks, new_memory
 from agent.inference.messages import (
-    FROM_WORKER,
-    TO_WORKER,
-    Activate,
-    Answer,
     Beat,
-    Commit,
-    Configure,
-    Deactivate,
-    Ease,
-    Prediction,
+    FromWorker,
     Ready,
-    Rollback,
-    Sampled,
-    SampleRows,
-    Snapshot,
     Stop,
-    TakeTurns,
+    ToWorker,
 )
 from agent.inference.pressure import machine_strain
 from agent.inference.watch import Watch
+from agent.inference.writing import write
 from protocol.clock import SystemClock
 
 #: Signals that native code dies by; SIGKILL and SIGTERM come from outside and blame no back end.
 NATIVE_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
 #: Seconds a hung process gets to write the stacks of its threads and to die of it before it is killed.
 DUMP_S = 0.5
-
-Sent = Configure | Activate | Commit | Rollback | Deactivate | Ease | TakeTurns | Snapshot | SampleRows | Stop
-Received = Ready | Answer | Beat | Prediction | Sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +51,7 @@ class Ending:
 class Child:
     """Started by its constructor; `on_message` is called by a reader thread for everything it says."""
 
-    def __init__(self, *, beat_s: float, watch: Watch, on_message: "Callable[[Child, Received], None]") -> None:
+    def __init__(self, *, beat_s: float, watch: Watch, on_message: "Callable[[Child, FromWorker], None]") -> None:
         """Raises: OSError when the program cannot be started."""
         self.watch = watch
         self.beat: Beat | None = None
@@ -106,11 +93,11 @@ class Child:
         """Its process id."""
         return self.process.pid
 
-    def send(self, message: Sent) -> bool:
+    def send(self, message: ToWorker) -> bool:
         """Write one message; returns False when the child is gone."""
         try:
             with self._send_lock:
-                self._link.send(TO_WORKER.dump_json(message))
+                self._link.send(write(message))
         except LinkClosedError:
             return False
         return True
@@ -173,7 +160,7 @@ class Child:
         finally:
             self.closed.set()
 
-    def _take(self, message: Received) -> None:
+    def _take(self, message: FromWorker) -> None:
         now = self._monotonic()
         match message:
             case Ready():
@@ -190,5 +177,4 @@ class Child:
 
 
 def _command(fd: int, marks: int, door: int, beat_s: float) -> list[str]:
-    ends = ["--fd", str(fd), "--marks", str(marks), "--door", str(door)]
-    return [sys.executable, "-m", "agent.inference", *ends, "--beat", str(beat_s)]
+    return [sys.executable, "-m", "agent.inference", *map(str, (fd, marks, door, beat_s))]

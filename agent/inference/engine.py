@@ -8,19 +8,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from agent.config import RuntimeConfig
 from agent.inference.marks import CANDIDATE_MARK, Marks
 from agent.inference.memory import Memory
 from agent.inference.messages import ArmOrder, Choice, LineCount
 from agent.inference.model import Inferred, Model, load_model, read_key
 from agent.inference.pictures import Inputs
-from agent.inference.rows import Glimpse, Watched
+from agent.inference.rows import Glimpse
 from agent.inference.shadow_feed import Offer
 from agent.inference.turns import Turns
+from agent.orders import RuntimeOrder
 from agent.sources.base import Array, Need
 from protocol.errors import InvalidError, MooringError
 from runtime.base import BackendError
+
+if TYPE_CHECKING:
+    from agent.inference.watched import Watched
 
 #: Failures in a row after which another back end is tried for the same model.
 MAX_FAILURES = 3
@@ -94,7 +98,7 @@ class Line:
         return None if model is None else model.need
 
     @property
-    def watched(self) -> Watched | None:
+    def watched(self) -> "Watched | None":
         """What drift watches of the model that answers."""
         model = self._current
         return None if model is None else model.watched
@@ -177,7 +181,7 @@ class Line:
     def activate(
         self,
         folder: Path,
-        runtime: RuntimeConfig,
+        runtime: RuntimeOrder,
         *,
         quarantined: tuple[str, ...] = (),
         demoted: tuple[str, ...] = (),
@@ -211,7 +215,7 @@ class Line:
                 before.close()
             return self._swapped(f"Release {model.release} runs on {model.provider}.")
 
-    def take_turns(self, orders: Sequence[ArmOrder], runtime: RuntimeConfig) -> Swap:
+    def take_turns(self, orders: Sequence[ArmOrder], runtime: RuntimeOrder) -> Swap:
         """Let the orders' candidate answer in turn with the active model; none of them ends it. Slow, like `activate`."""
         with self._swapping:
             before = self._turns
@@ -260,7 +264,7 @@ class Line:
             self._close_previous()
             return Swap(ok=True, code="ok", text="No model is active.")
 
-    def replace_failing(self, runtime: RuntimeConfig) -> bool:
+    def replace_failing(self, runtime: RuntimeOrder) -> bool:
         """When the active model failed MAX_FAILURES times in a row, look for another back end in a thread; returns whether it does."""
         model = self._current
         if model is None or model.failures < MAX_FAILURES or self._replaced is model:
@@ -274,7 +278,7 @@ class Line:
         model = self._current
         return None if model is None else model.count(self.name)
 
-    def _replace(self, failing: Model, runtime: RuntimeConfig) -> None:
+    def _replace(self, failing: Model, runtime: RuntimeOrder) -> None:
         with self._swapping:
             try:
                 model = load_model(

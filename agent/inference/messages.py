@@ -1,15 +1,14 @@
 """What control and inference process say to each other, and what is handed to the service: frozen values, JSON only at the socket.
 
-Both ends are the same version of the same code, so there is no schema number here; sizes are limited all the same.
+Both ends are the same version of the same code, so there is no schema number here; sizes are limited all the same. How the inference
+process writes and reads them, without pydantic: `writing`; how the control process reads them: `hearing`.
 """
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, TypeAdapter
-
-from agent.config import PipelineConfig, RuntimeConfig
+from agent.orders import PipelineOrder, RuntimeOrder
 from agent.sources.states import Channel, SourceState
 from runtime.answers import ClassScore
 
@@ -243,9 +242,9 @@ class LineCount:
 class Configure:
     """The pipelines to run from now on; those that did not change go on undisturbed."""
 
-    #: With credentials inside the URLs (`agent.settings.overlaying.resolve_secrets`); never logged.
-    pipelines: tuple[PipelineConfig, ...]
-    runtime: RuntimeConfig
+    #: Never logged: their URLs hold credentials.
+    pipelines: tuple[PipelineOrder, ...]
+    runtime: RuntimeOrder
     #: First session number of sources opened from now on, so that (session, frame) stays unique across restarts.
     first_session: int
     kind: Literal["configure"] = "configure"
@@ -410,14 +409,5 @@ class Beat:
 #: Latencies that one beat carries of one pipeline.
 MAX_LATENCIES = 256
 
-ToWorker = Annotated[
-    Configure | Activate | Commit | Rollback | Deactivate | Ease | TakeTurns | Snapshot | SampleRows | Stop, Field(discriminator="kind")
-]
-FromWorker = Annotated[Ready | Answer | Beat | Prediction | Sampled, Field(discriminator="kind")]
-
-TO_WORKER: TypeAdapter[Configure | Activate | Commit | Rollback | Deactivate | Ease | TakeTurns | Snapshot | SampleRows | Stop] = (
-    TypeAdapter(ToWorker)
-)
-FROM_WORKER: TypeAdapter[Ready | Answer | Beat | Prediction | Sampled] = TypeAdapter(FromWorker)
-#: Writes what most messages are, in half the time that looking for its class among all takes.
-PREDICTION: TypeAdapter[Prediction] = TypeAdapter(Prediction)
+ToWorker = Configure | Activate | Commit | Rollback | Deactivate | Ease | TakeTurns | Snapshot | SampleRows | Stop
+FromWorker = Ready | Answer | Beat | Prediction | Sampled

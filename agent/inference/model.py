@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from agent.config import RuntimeConfig
 from agent.inference.memory import Memory, StateInputs
 from agent.inference.messages import Box, Choice, LineCount, ScoredLabel
 from agent.inference.needs import need_of
@@ -19,9 +18,11 @@ from agent.inference.options import backend_options
 from agent.inference.pictures import Inputs
 from agent.inference.rows import Glimpse, find_watched
 from agent.inference.shadow_feed import Offer
+from agent.orders import RuntimeOrder
 from agent.sources.base import Array
 from protocol.canonical import digest_of
 from protocol.clock import SystemClock
+from protocol.decoding import encode
 from protocol.errors import InvalidError
 from protocol.files import read_bounded
 from runtime.answers import Answer, Classification, Detections
@@ -308,8 +309,11 @@ def _labels_of(manifest: ModelManifest) -> tuple[str, ...]:
 
 def plan_key(manifest: ModelManifest) -> str:
     """Names how a model's input is made from a frame: equal keys, equal inputs."""
-    plan = manifest.model_dump(mode="json", include={"preprocess": True, "window": True}, exclude_none=True)
-    plan["input"] = manifest.inputs[0].model_dump(mode="json", exclude={"name"})
+    plan = {
+        "preprocess": encode(manifest.preprocess),
+        "window": encode(manifest.window),
+        "input": encode(replace(manifest.inputs[0], name="")),
+    }
     return digest_of(json.dumps(plan, sort_keys=True).encode())
 
 
@@ -324,7 +328,7 @@ def read_key(folder: Path) -> tuple[ModelKey, ModelManifest]:
 
 def load_model(
     folder: Path,
-    runtime: RuntimeConfig,
+    runtime: RuntimeOrder,
     *,
     quarantined: Collection[str] = (),
     demoted: Collection[str] = (),

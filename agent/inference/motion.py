@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from agent.sources.base import Array
 from agent.sources.opencv import small_gray
-from protocol.views import Motion
+from protocol.look import Motion
 
 #: Width in pixels of the picture that is compared.
 WIDTH = 160

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 
-from agent.config import PipelineConfig, RuntimeConfig, SensorSource
 from agent.inference.captures import JOIN_S, Captures, SharedSource
 from agent.inference.engine import Line
 from agent.inference.feeds import Feed
@@ -19,11 +18,12 @@ from agent.inference.regions import Region
 from agent.inference.rows import RowSampler
 from agent.inference.shadow_feed import ShadowPort
 from agent.inference.tracking import Tracker
+from agent.orders import PipelineOrder, RuntimeOrder, SensorSource
 from agent.sources.base import Need
 from agent.sources.states import DropReason, SourceState
 from protocol.clock import Clock, SystemClock
 from protocol.errors import InvalidError
-from protocol.views import WHOLE_FRAME
+from protocol.look import WHOLE_FRAME
 from runtime.base import BackendError
 
 #: Seconds for which lost predictions are worth a finding.
@@ -36,11 +36,11 @@ class Pipeline:
 
     def __init__(
         self,
-        config: PipelineConfig,
+        config: PipelineOrder,
         line: Line,
         *,
         captures: Captures,
-        runtime: RuntimeConfig,
+        runtime: RuntimeOrder,
         on_prediction: Callable[[Prediction], bool],
         pace: Clock | None = None,
         shadow: ShadowPort | None = None,

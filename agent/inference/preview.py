@@ -9,7 +9,7 @@ from agent.inference.frames import Frame
 from agent.inference.messages import Answer, Prediction, Snapshot
 from agent.sources.base import Pixels
 from agent.sources.drawing import Jpeg, Marked, Shape, annotated_jpeg
-from protocol.views import MAX_JPEG_BYTES
+from protocol.look import MAX_JPEG_BYTES
 
 #: Requests of one pipeline that wait; their askers gave up long ago when there are more.
 MAX_WAITING = 4

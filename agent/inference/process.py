@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from agent.config import PipelineConfig, RuntimeConfig
-from agent.inference.child import Child, Ending, Received
+from agent.config import RuntimeConfig
+from agent.inference.child import Child, Ending
 from agent.inference.marks import CANDIDATE_MARK, LINES
 from agent.inference.messages import (
     Activate,
@@ -25,6 +25,7 @@ from agent.inference.messages import (
     Deactivate,
     Ease,
     Finding,
+    FromWorker,
     LineCount,
     PipelineStats,
     Prediction,
@@ -44,6 +45,7 @@ from agent.inference.trial import Trial, run_trial
 from agent.inference.tuner import USUAL_FPS, Tuner
 from agent.inference.watch import Watch
 from agent.inference.windows import Window
+from agent.orders import PipelineOrder
 from agent.sources.backoff import full_jitter_s
 from agent.sources.states import SourceState
 from protocol.canonical import digest_of
@@ -147,7 +149,7 @@ class InferenceProcess:
         self._supervisor: threading.Thread | None = None
         self._child: Child | None = None
         self._state = WorkerState.STOPPED
-        self._pipelines: tuple[PipelineConfig, ...] = ()
+        self._pipelines: tuple[PipelineOrder, ...] = ()
         self._active: dict[str, _Active] = {}
         self._marks: dict[str, int] = {}
         #: Of which pipelines rows are made, and the seconds between two.
@@ -190,7 +192,7 @@ class InferenceProcess:
         if supervisor is not None:
             supervisor.join()
 
-    def configure(self, pipelines: Sequence[PipelineConfig]) -> None:
+    def configure(self, pipelines: Sequence[PipelineOrder]) -> None:
         """Run exactly these pipelines (credentials already inside the URLs); unchanged ones go on undisturbed."""
         with self._lock:
             self._pipelines = tuple(pipelines)
@@ -539,7 +541,7 @@ class InferenceProcess:
 
     # --- what the child says: its reader thread ---
 
-    def _heard(self, child: Child, message: Received) -> None:
+    def _heard(self, child: Child, message: FromWorker) -> None:
         match message:
             case Prediction():
                 self._on_prediction(message)
@@ -668,7 +670,7 @@ class InferenceProcess:
         return TakeTurns(tuple(arm for arm in self._arms if arm.line not in self._lost_arms))
 
     def _configure_message(self) -> Configure:
-        return Configure(self._pipelines, self._runtime, self._first_session)
+        return Configure(self._pipelines, self._runtime.for_inference(), self._first_session)
 
     def _beat(self) -> Beat | None:
         return self._child.beat if self._child is not None else None
@@ -678,7 +680,7 @@ class InferenceProcess:
         counts = beat.lines if beat else ()
         return next((count for count in counts if count.line == line and (folder is None or count.folder == str(folder))), None)
 
-    def _stats_of(self, pipeline: PipelineConfig, window_s: float, system_s: float) -> PipelineStats:
+    def _stats_of(self, pipeline: PipelineOrder, window_s: float, system_s: float) -> PipelineStats:
         window, line, beat = self._windows[pipeline.name], self._count_of(pipeline.line), self._beat()
         count = next((count for count in (beat.pipelines if beat else ()) if count.pipeline == pipeline.name), None)
         return PipelineStats(

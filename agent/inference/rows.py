@@ -11,8 +11,8 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,56 +20,28 @@ from agent.inference.messages import Quality, Sampled
 from agent.inference.shadow_budget import CpuBudget
 from agent.sources.base import Array
 from protocol.clock import Clock, SystemClock
-from protocol.errors import InvalidError, MooringError
-from protocol.files import read_bounded
-from protocol.sketches.grid import Grid
-from protocol.sketches.profile import FILE_NAME, MAX_PROFILE_BYTES, decode_profile
+from protocol.errors import InvalidError
+from protocol.sketches import PROFILE_NAME
 from runtime.answers import Answer
-from runtime.features import MAX_SHARE, Extractor, choose_step
-from runtime.manifest import ModelManifest
+
+if TYPE_CHECKING:
+    from agent.inference.watched import Watched
+    from runtime.features import Extractor
+    from runtime.manifest import ModelManifest
 
 #: Share of one core that making rows may take, all pipelines together; the rest of the 1 % of drift is the control process's.
 CPU_SHARE = 0.008
 #: Rows after which it is known what one costs: the first ones are slow.
 STEP_ROWS = 64
-#: Characters of a digest in hexadecimal that name a grid or a model version: 16 bytes.
-KEY_DIGITS = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """What is watched of one loaded model, by the profile that came with it."""
-
-    manifest: ModelManifest
-    grid: Grid
-    folder: Path
-
-    @property
-    def model(self) -> str:
-        """The model version: the first 16 bytes of its file's digest, hexadecimal."""
-        return self.manifest.files[self.manifest.model_file].sha256.removeprefix("sha256:")[:KEY_DIGITS]
-
-
-def find_watched(folder: Path, manifest: ModelManifest) -> tuple[Watched | None, str]:
+def find_watched(folder: Path, manifest: "ModelManifest") -> "tuple[Watched | None, str]":
     """What is watched of the slot folder's model, and why nothing is although there is a profile; without a profile neither."""
-    if FILE_NAME not in manifest.files:
+    if PROFILE_NAME not in manifest.files:
         return None, ""
-    try:
-        watched = Watched(manifest, decode_profile(read_bounded(folder / FILE_NAME, MAX_PROFILE_BYTES)).grid, folder)
-        make_extractor(watched)
-    except (OSError, MooringError) as error:
-        return None, str(error)
-    return watched, ""
+    from agent.inference.watched import read_watched  # with the first watched model: its docstring says what it weighs
 
-
-def make_extractor(watched: Watched) -> Extractor:
-    """What makes the rows of the grid's features. Raises: InvalidError when this agent does not know one of them."""
-    return Extractor(watched.manifest, [feature.name for feature in watched.grid.features])
-
-
-def fitting_step(cost_s: float) -> int:
-    """Seconds between rows of that cost, 1, 2, 4 or 8, so that they fit into `CPU_SHARE`: else rows would be skipped."""
-    return choose_step(cost_s * MAX_SHARE / CPU_SHARE)
+    return read_watched(folder, manifest)
 
 
 class Instants:
@@ -108,7 +80,7 @@ class Glimpse:
 
     def take(
         self,
-        watched: Watched,
+        watched: "Watched",
         tensor: Array,
         *,
         answer: Answer,
@@ -175,7 +147,7 @@ class RowSampler:
         """Make a row each so many seconds of the agent's clock, 0: as the model's profile says; None: make none."""
         self._step_s = step_s
 
-    def begin(self, watched: Watched | None) -> Glimpse | None:
+    def begin(self, watched: "Watched | None") -> Glimpse | None:
         """Where the next inference leaves copies; None when its frame is not to be a row, or nothing is watched of the model."""
         wished_s = self._step_s
         if watched is None or wished_s is None:
@@ -207,15 +179,15 @@ class RowSampler:
             labels, fault, data = (), f"extractor_failed: {error!r}"[:500], ""
         self._tell(watched, glimpse.size, extractor, data=data, labels=labels, fault=fault, began_s=began_s)
 
-    def refused(self, watched: Watched | None, shape: tuple[int, ...], error: InvalidError) -> None:
+    def refused(self, watched: "Watched | None", shape: tuple[int, ...], error: InvalidError) -> None:
         """A frame of that shape did not fit the model: told in place of a row."""
         if watched is not None:
             size = (shape[0], shape[1]) if len(shape) == 3 else None
             self._tell(watched, size, None, fault=f"shape_mismatch: {error.message}"[:500], began_s=time.thread_time())
 
-    def _extractor_of(self, watched: Watched, session: int) -> Extractor:
+    def _extractor_of(self, watched: "Watched", session: int) -> "Extractor":
         if self._extractor is None or self._watched is not watched:
-            self._watched, self._extractor = watched, make_extractor(watched)
+            self._watched, self._extractor = watched, watched.make_extractor()
             self._cost_s, self._rows = 0.0, 0
         elif self._session != session:
             self._extractor.forget()
@@ -224,9 +196,9 @@ class RowSampler:
 
     def _tell(
         self,
-        watched: Watched,
+        watched: "Watched",
         size: tuple[int, int] | None,
-        extractor: Extractor | None,
+        extractor: "Extractor | None",
         *,
         data: str = "",
         labels: tuple[str, ...] = (),
@@ -239,7 +211,7 @@ class RowSampler:
         cost_s = time.thread_time() - began_s
         self._budget.pay(cost_s)
         self._cost_s, self._rows = self._cost_s + cost_s, self._rows + 1
-        fitting_step_s = fitting_step(self._cost_s / self._rows) if self._rows >= STEP_ROWS else 0
+        fitting_step_s = watched.fitting_step(self._cost_s / self._rows) if self._rows >= STEP_ROWS else 0
         seen = None if extractor is None else extractor.quality
         quality = None
         if seen is not None:

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from agent.config import RuntimeConfig
 from agent.inference.link import Link, LinkClosedError
 from agent.inference.marks import Marks
 from agent.inference.memory import Memory
@@ -30,23 +29,18 @@ from agent.inference.rows import RowBudget, RowSampler
 from agent.inference.shadow_budget import CpuBudget
 from agent.inference.shadow_feed import FREE
 from agent.inference.shadow_messages import (
-    BRIEF,
     EXIT_NO_FEED,
     MAX_FRAME_BYTES,
     MAX_NOTE_BYTES,
-    OFFERED,
-    SAID,
     Candidate,
-    Compared,
     Layout,
     Offered,
-    Said,
-    ShadowBeat,
     ShadowBrief,
-    ShadowFault,
-    ShadowReady,
+    read_brief,
 )
 from agent.inference.shadow_pairs import PairTally
+from agent.inference.shadow_reports import OFFERED, SAID, Compared, Said, ShadowBeat, ShadowFault, ShadowReady
+from agent.orders import RuntimeOrder
 from agent.sources.base import Array
 from protocol.clock import SystemClock, from_environment
 from protocol.errors import InvalidError, MooringError
@@ -129,7 +123,7 @@ class Shadow:
                 budget.pay(self._spent(pair), self._monotonic())
 
     def _load(self, candidate: Candidate) -> Model:
-        runtime = RuntimeConfig(providers=self._brief.providers, threads=self._brief.threads)
+        runtime = RuntimeOrder(providers=self._brief.providers, threads=self._brief.threads)
         index = self._indexes[candidate.line]
         return load_model(Path(candidate.folder), runtime, on_loading=lambda name: self._marks.loading(index, name))
 
@@ -229,7 +223,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--marks", type=int, required=True, help="the memory for marks")
     parser.add_argument("--brief", required=True, help="what to run, JSON")
     options = parser.parse_args(arguments)
-    brief = BRIEF.validate_json(options.brief)
+    brief = read_brief(options.brief)
     _prepare_process(is_idle=brief.priority == "idle")
     shadow = Shadow(
         brief,

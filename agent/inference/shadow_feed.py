@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.inference.messages import Prediction
-from agent.inference.shadow_messages import MAX_FRAME_BYTES, MAX_NOTE_BYTES, OFFERED, Layout, Offered
+from agent.inference.shadow_messages import MAX_FRAME_BYTES, MAX_NOTE_BYTES, Layout, Offered
+from agent.inference.writing import write_offered
 from agent.sources.base import Array
 
 FREE = b"\0"
@@ -69,7 +70,7 @@ class Feed:
         """Give the filled buffer to the shadow."""
         with self._lock:
             missed = self._missed.pop(answer.pipeline, _Missed())
-        note = OFFERED.dump_json(Offered(answer, layout, missed.skipped, missed.too_large))
+        note = write_offered(Offered(answer, layout, missed.skipped, missed.too_large))
         try:
             if len(note) <= MAX_NOTE_BYTES:
                 self._socket.send(note, socket.MSG_DONTWAIT)

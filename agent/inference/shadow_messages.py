@@ -1,16 +1,16 @@
 """What the control process, the inference process and the shadow process say to each other about candidates.
 
 The control process starts the shadow with its orders and hears beats. Frames go from the inference process straight to the shadow: one
-buffer in memory that both map, and a socket whose messages say who owns it ("it holds frame n" there, one byte "it is free" back).
+buffer in memory that both map, and a socket whose messages say who owns it ("it holds frame n" there, one byte "it is free" back). What
+the shadow says of them: `shadow_reports`.
 """
 
+import json
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, TypeAdapter
-
-from agent.inference.messages import Prediction, Sampled
-from protocol.shadow import Comparison
+from agent.inference.messages import Prediction
+from protocol.decoding import decode
 
 #: The largest frame that a shadow is given, bytes: 4K in three colors. The memory is only used as far as frames reach.
 MAX_FRAME_BYTES = 32 << 20
@@ -74,47 +74,6 @@ class Offered:
     too_large: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """What came of one pipeline with one champion since the beat before."""
-
-    pipeline: str
-    line: str
-    champion: str
-    candidate: str
-    figures: Comparison
-
-
-@dataclass(frozen=True, slots=True)
-class ShadowBeat:
-    """Sent every `beat_s` and with the end."""
-
-    compared: tuple[Compared, ...]
-    rss_mb: float
-    #: What drift watches of the candidates.
-    rows: tuple[Sampled, ...] = ()
-    kind: Literal["beat"] = "beat"
-
-
-@dataclass(frozen=True, slots=True)
-class ShadowReady:
-    """The candidates that could be loaded run; the others are in faults before it."""
-
-    pid: int
-    kind: Literal["ready"] = "ready"
-
-
-@dataclass(frozen=True, slots=True)
-class ShadowFault:
-    """A candidate cannot run here: it is not loaded again by this process."""
-
-    line: str
-    code: str
-    text: str
-    kind: Literal["fault"] = "fault"
-
-
-Said = ShadowBeat | ShadowReady | ShadowFault
-SAID: TypeAdapter[Said] = TypeAdapter(Annotated[Said, Field(discriminator="kind")])
-OFFERED: TypeAdapter[Offered] = TypeAdapter(Offered)
-BRIEF: TypeAdapter[ShadowBrief] = TypeAdapter(ShadowBrief)
+def read_brief(data: bytes | str) -> ShadowBrief:
+    """What a shadow is told at its start. Raises: ValueError when it is no brief."""
+    return decode(ShadowBrief, json.loads(data))

@@ -21,18 +21,13 @@ from agent.inference.link import Link, LinkClosedError
 from agent.inference.marks import Marks, new_memory
 from agent.inference.messages import Sampled
 from agent.inference.shadow_messages import (
-    BRIEF,
     EXIT_NO_FEED,
     MAX_FRAME_BYTES,
-    SAID,
     Candidate,
-    Compared,
-    Said,
-    ShadowBeat,
     ShadowBrief,
-    ShadowFault,
-    ShadowReady,
 )
+from agent.inference.shadow_reports import SAID, Compared, Said, ShadowBeat, ShadowFault, ShadowReady
+from agent.inference.writing import write
 from agent.sources.backoff import full_jitter_s
 from protocol.clock import SystemClock
 
@@ -251,7 +246,7 @@ class _ShadowChild:
         feed, self._feed = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self.process = subprocess.Popen(
-                _command(theirs.fileno(), feed.fileno(), self._memory, marks_fd, BRIEF.dump_json(brief).decode()),
+                _command(theirs.fileno(), feed.fileno(), self._memory, marks_fd, write(brief).decode()),
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), feed.fileno(), self._memory, marks_fd),
                 env={**child_environment(), "OMP_NUM_THREADS": "1"},
@@ -272,7 +267,7 @@ class _ShadowChild:
 
     def connect(self, bring: BringFeed) -> bool:
         """Hand the other end of its feed to the inference process; False when that does not run."""
-        is_brought = bring(BRIEF.dump_json(self.brief), self._feed, self._memory)
+        is_brought = bring(write(self.brief), self._feed, self._memory)
         self._feed.close()
         os.close(self._memory)
         return is_brought

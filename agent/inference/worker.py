@@ -1,10 +1,9 @@
-"""The inference process: `python -m agent.inference --fd N --marks M --beat S`, started and supervised by `process`.
+"""The inference process: `python -m agent.inference LINK MARKS DOOR BEAT_S`, started and supervised by `process`.
 
 The main thread listens to the control process and ends when that hangs up; one thread writes beats, answers and predictions; each
 pipeline has two threads, each swap one. An error that nobody foresaw in any thread ends the process: the control process starts it again.
 """
 
-import argparse
 import contextlib
 import faulthandler
 import itertools
@@ -20,15 +19,11 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
-from agent.config import PipelineConfig, RuntimeConfig
 from agent.inference.captures import Captures
 from agent.inference.engine import Line, Swap
 from agent.inference.link import Link, LinkClosedError
 from agent.inference.marks import Marks
 from agent.inference.messages import (
-    FROM_WORKER,
-    PREDICTION,
-    TO_WORKER,
     Activate,
     Answer,
     ArmOrder,
@@ -46,12 +41,15 @@ from agent.inference.messages import (
     Snapshot,
     Stop,
     TakeTurns,
+    ToWorker,
 )
 from agent.inference.model import plan_key, read_key
 from agent.inference.pipeline import Pipeline
 from agent.inference.rows import RowBudget, RowSampler
 from agent.inference.shadow_feed import ShadowPort
-from agent.inference.shadow_messages import BRIEF, MAX_NOTE_BYTES
+from agent.inference.shadow_messages import MAX_NOTE_BYTES, read_brief
+from agent.inference.writing import read_order, write
+from agent.orders import PipelineOrder, RuntimeOrder
 from protocol.clock import Clock, SystemClock, from_environment
 from protocol.errors import MooringError
 
@@ -130,10 +128,10 @@ class Sender:
         while True:
             urgent, others, is_last = self._take(due_s)
             if urgent or others:
-                self._link.send(*map(_written, (*urgent, *others)))
+                self._link.send(*map(write, (*urgent, *others)))
             if is_last or self._clock.monotonic() >= due_s:
                 due_s = self._clock.monotonic() + self._beat_s
-                self._link.send(FROM_WORKER.dump_json(self._make_beat()))
+                self._link.send(write(self._make_beat()))
             if is_last:
                 return
 
@@ -159,10 +157,6 @@ class Sender:
         return bool(self._urgent or self._predictions or self._is_closing)
 
 
-def _written(message: Answer | Ready | Prediction | Sampled) -> bytes:
-    return PREDICTION.dump_json(message) if isinstance(message, Prediction) else FROM_WORKER.dump_json(message)
-
-
 class Worker:
     """Pipelines and lines of this process; `handle` is called by the main thread only."""
 
@@ -174,7 +168,7 @@ class Worker:
         self._steps: dict[str, float] = {}
         self._sessions = itertools.count(1)
         self._session_lock = threading.Lock()
-        self._runtime = RuntimeConfig()
+        self._runtime = RuntimeOrder()
         self._lock = threading.Lock()
         self._lines: dict[str, Line] = {}
         #: Swaps of a line happen in the order in which they were asked for.
@@ -189,9 +183,7 @@ class Worker:
         self._statm = Path("/proc/self/statm").open("rb", buffering=0)  # noqa: SIM115 - kept open: read twice a second
         self.sender = Sender(link, beat_s=beat_s, make_beat=self._beat)
 
-    def handle(
-        self, message: Configure | Activate | Commit | Rollback | Deactivate | Ease | TakeTurns | Snapshot | SampleRows | Stop
-    ) -> bool:
+    def handle(self, message: ToWorker) -> bool:
         """Do what the control process asks, slow things in a thread; returns False when this was the stop."""
         match message:
             case Configure():
@@ -242,7 +234,7 @@ class Worker:
                     os.close(fd)
                 continue
             plans: dict[str, str] = {}
-            for candidate in BRIEF.validate_json(document).candidates:
+            for candidate in read_brief(document).candidates:
                 with contextlib.suppress(MooringError):  # the shadow itself says why it cannot run
                     plans |= dict.fromkeys(candidate.pipelines, plan_key(read_key(Path(candidate.folder))[1]))
             self._shadow.open(socket.socket(fileno=fds[0]), fds[1], plans)
@@ -271,7 +263,7 @@ class Worker:
                 if name not in self._pipelines:
                     self._start(config, message.runtime)
 
-    def _start(self, config: PipelineConfig, runtime: RuntimeConfig) -> None:
+    def _start(self, config: PipelineOrder, runtime: RuntimeOrder) -> None:
         pipeline = Pipeline(
             config,
             self._line(config.line),
@@ -367,23 +359,16 @@ class Worker:
 
 def main(arguments: list[str]) -> int:
     """Run until the control process says stop or hangs up; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="agent.inference")
-    parser.add_argument("--fd", type=int, required=True, help="the socket to the control process")
-    parser.add_argument("--marks", type=int, required=True, help="the memory for marks")
-    parser.add_argument("--door", type=int, help="the socket over which shadows are brought")
-    parser.add_argument("--beat", type=float, default=0.5, help="seconds between two beats")
-    options = parser.parse_args(arguments)
+    fd, marks, door, beat_s = arguments
     _prepare_process()
-    link = Link(socket.socket(fileno=options.fd))
-    worker = Worker(link, Marks(options.marks), beat_s=options.beat, clock=from_environment())
+    link = Link(socket.socket(fileno=int(fd)))
+    worker = Worker(link, Marks(int(marks)), beat_s=float(beat_s), clock=from_environment())
     worker.sender.answer(Ready(os.getpid()))
     sending = threading.Thread(target=_send, args=(worker.sender,), name="send", daemon=True)
     sending.start()
-    if options.door is not None:
-        door = socket.socket(fileno=options.door)
-        threading.Thread(target=worker.listen_at_door, args=(door,), name="shadow-door", daemon=True).start()
+    threading.Thread(target=worker.listen_at_door, args=(socket.socket(fileno=int(door)),), name="shadow-door", daemon=True).start()
     try:
-        while worker.handle(TO_WORKER.validate_json(link.receive())):
+        while worker.handle(read_order(link.receive())):
             pass
     except LinkClosedError:
         return 0  # the control process is gone; nobody would hear a goodbye

@@ -2,7 +2,7 @@
 
 from pydantic import ValidationError
 
-from agent.config import mask
+from agent.orders import mask
 
 
 def complaints(error: ValidationError) -> list[tuple[str, str]]:
@@ -10,7 +10,7 @@ def complaints(error: ValidationError) -> list[tuple[str, str]]:
     found = []
     for detail in error.errors(include_url=False):
         key = ".".join(str(part) for part in detail["loc"])
-        if detail["type"] == "extra_forbidden":
+        if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):  # of a section, of a source
             found.append((key, "unknown key"))
         elif detail["type"] == "missing":
             found.append((key, "missing"))

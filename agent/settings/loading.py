@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from agent.config import AgentConfig, PipelineConfig, ServingConfig, mask
+from agent.config import AgentConfig, PipelineConfig, ServingConfig
+from agent.orders import mask
 from agent.settings.complaints import complaints
 from protocol.errors import ConfigError
 from protocol.files import read_bounded

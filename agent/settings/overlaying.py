@@ -1,12 +1,14 @@
 """What is in force: the local settings, what the server wishes and signed configuration sets laid over them, secrets put in their place."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import ValidationError
 
-from agent.config import AgentConfig, BudgetConfig, PipelineConfig, SensorSource, StreamSource, TelemetryConfig, UpdateConfig
+from agent.config import AgentConfig, BudgetConfig, PipelineConfig, TelemetryConfig, UpdateConfig
+from agent.orders import SensorSource, StreamSource
 from agent.settings.complaints import complaints
 from agent.settings.desired import DesiredConfig
 from protocol.configuration import BudgetSettings, PipelineSettings, TelemetrySettings, UpdateSettings
@@ -93,11 +95,15 @@ def resolve_secrets(pipelines: tuple[PipelineConfig, ...], secrets: Mapping[str,
         elif (value := secrets.get(source.secret)) is None:
             errors[f"pipelines.{pipeline.name}.source.secret"] = f"no secret named {source.secret!r} has reached this device"
         else:
-            names = ("url", "sub_url") if isinstance(source, StreamSource) else ("broker",)
-            addresses = {name: address for name in names if (address := getattr(source, name)) is not None}
-            update = {**{name: _with_credentials(address, value) for name, address in addresses.items()}, "secret": None}
-            resolved.append(pipeline.model_copy(update={"source": source.model_copy(update=update)}))
+            resolved.append(pipeline.model_copy(update={"source": _with_secret(source, value)}))
     return tuple(resolved), errors
+
+
+def _with_secret(source: StreamSource | SensorSource, secret: str) -> StreamSource | SensorSource:
+    if isinstance(source, SensorSource):
+        return replace(source, broker=_with_credentials(source.broker, secret), secret=None)
+    sub_url = None if source.sub_url is None else _with_credentials(source.sub_url, secret)
+    return replace(source, url=_with_credentials(source.url, secret), sub_url=sub_url, secret=None)
 
 
 def _with_credentials(url: str, secret: str) -> str:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from agent.config import FolderSource
+from agent.orders import FolderSource
 from agent.sources.base import Array, Grabbed, Need, SourceEndedError, SourceLostError
 from agent.sources.opencv import Pace, read_picture
 from agent.sources.states import Channel

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from agent.config import CameraSource, VideoSource
+from agent.orders import CameraSource, VideoSource
 from agent.sources.base import Array, DecodeError, Grabbed, Need, Pixels, SourceEndedError, SourceLostError
 from agent.sources.states import Channel
 from protocol.clock import Clock

@@ -19,7 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from agent.config import SensorSource, mask
+from agent.orders import SensorSource, mask
 from agent.sources.base import Array, DecodeError, Grabbed, Need, Readings, SourceLostError
 from agent.sources.states import Channel
 from protocol.clock import Clock

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from agent.config import StreamSource, mask
+from agent.orders import StreamSource, mask
 from agent.sources.base import Array, DecodeError, Grabbed, Need, SourceLostError
 from agent.sources.decoders import TRIES, Choice, Decoder, Tries, options_of
 from agent.sources.opencv import OpenedCapture, Opening, decode_jpeg, load_cv2

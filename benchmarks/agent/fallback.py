@@ -22,14 +22,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from agent.config import PipelineConfig, RuntimeConfig
+from agent.config import RuntimeConfig
 from agent.inference.messages import Prediction, WorkerState
 from agent.inference.pressure import machine_strain
 from agent.inference.process import InferenceProcess, Timings
+from agent.orders import PipelineOrder
 from benchmarks.agent.whole import NO_BYTE_CODE
 from benchmarks.bench_swap import FPS, LINE, PIPELINE, make_slot
 from examples.digits.video import make_video
 from protocol.clock import SystemClock
+from protocol.decoding import decode
 
 T = TypeVar("T")
 
@@ -54,7 +56,7 @@ class Bench:
         self.process = InferenceProcess(runtime=runtime, clock=SystemClock(), on_prediction=self._heard, timings=TIMINGS)
         self.process.start()
         source = {"kind": "video", "path": str(video), "loop": True}
-        self.process.configure([PipelineConfig.model_validate({"name": PIPELINE, "line": LINE, "source": source})])
+        self.process.configure([decode(PipelineOrder, {"name": PIPELINE, "line": LINE, "source": source})])
         activation = self.process.activate(LINE, slot)
         if not activation.ok:
             raise RuntimeError(f"the model does not run: {activation.text}")

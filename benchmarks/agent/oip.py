@@ -27,8 +27,9 @@ import httpx
 import numpy as np
 
 from benchmarks.record import Row, compare
+from fleet.registry.drafts import complete, load_draft
 from protocol.files import digest_of_file
-from runtime.manifest import FileEntry, complete, load_draft, to_bytes
+from runtime.manifest import FileEntry, to_bytes
 from runtime.probe import inspect_model
 
 ROOT = Path(__file__).resolve().parents[2]

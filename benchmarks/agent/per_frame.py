@@ -24,17 +24,20 @@ from typing import Any
 
 import numpy as np
 
-from agent.config import PipelineConfig, RuntimeConfig
+from agent.config import RuntimeConfig
 from agent.inference.captures import Captures
 from agent.inference.engine import Line
+from agent.inference.hearing import FROM_WORKER
 from agent.inference.link import Link, LinkClosedError
 from agent.inference.marks import Marks, new_memory
-from agent.inference.messages import FROM_WORKER, Beat, Prediction
+from agent.inference.messages import Beat, Prediction
 from agent.inference.pipeline import Pipeline
 from agent.inference.worker import Sender
+from agent.orders import PipelineOrder
 from agent.sources.base import Array, Grabbed, Need
 from agent.sources.states import Channel
 from protocol.clock import SystemClock
+from protocol.decoding import decode
 from runtime.base import BackendOptions, zeros_for
 from runtime.loader import load_first, read_slot
 from runtime.preprocess import Preprocessor, compile_plan
@@ -153,7 +156,7 @@ def pipeline_on(slot: Path, *, fps: float, link: Link | None = None) -> Iterator
         return sender is None or sender.predict(prediction)
 
     pipeline = Pipeline(
-        PipelineConfig.model_validate({"name": "front", "line": "bench", "source": {"kind": "video", "path": "/unused"}}),
+        decode(PipelineOrder, {"name": "front", "line": "bench", "source": {"kind": "video", "path": "/unused"}}),
         line,
         captures=Captures(clock=clock, next_session=lambda: 1, open_source=lambda *_: MemorySource(pace)),
         runtime=RuntimeConfig(),

@@ -19,14 +19,17 @@ from typing import Literal
 
 import numpy as np
 
-from agent.config import PipelineConfig, RuntimeConfig
+from agent.config import RuntimeConfig
 from agent.inference.messages import Prediction
 from agent.inference.process import InferenceProcess
-from agent.inference.shadow_messages import Candidate, Compared
+from agent.inference.shadow_messages import Candidate
 from agent.inference.shadow_process import ShadowProcess
+from agent.inference.shadow_reports import Compared
+from agent.orders import PipelineOrder
 from benchmarks.agent.slots import LINE, MOBILENET, VWW_INT8, BenchModel, make_slot
 from examples.digits.video import make_video
 from protocol.clock import SystemClock
+from protocol.decoding import decode
 from protocol.shadow import Comparison, summed
 
 ROUNDS, SECONDS = 8, 6.0
@@ -83,7 +86,7 @@ class Bench:
     def start(self) -> None:
         self.inference.start()
         source = {"kind": "video", "path": str(self.video), "loop": True}
-        self.inference.configure([PipelineConfig.model_validate({"name": PIPELINE, "line": LINE, "source": source})])
+        self.inference.configure([decode(PipelineOrder, {"name": PIPELINE, "line": LINE, "source": source})])
         activation = self.inference.activate(LINE, self.slot)
         if not activation.ok:
             raise RuntimeError(f"the champion does not run: {activation.text}")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fleet.registry.drafts import complete, parse_draft
 from protocol.files import digest_of_file
-from runtime.manifest import FileEntry, complete, parse_draft, to_bytes
+from runtime.manifest import FileEntry, to_bytes
 from runtime.probe import inspect_model
 
 DATA = Path(os.environ.get("MOORING_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))

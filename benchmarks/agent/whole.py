@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.agent.slots import LINE
+from protocol.decoding import decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,8 +69,9 @@ class Running:
     """An inference process with one pipeline on a video file, as the control process has it."""
 
     def __init__(self, slot: Path, video: Path, **settings: Any) -> None:
-        from agent.config import PipelineConfig, RuntimeConfig
+        from agent.config import RuntimeConfig
         from agent.inference.process import InferenceProcess
+        from agent.orders import PipelineOrder
         from protocol.clock import SystemClock
 
         self.answers = 0
@@ -77,7 +79,7 @@ class Running:
         self.first_cpu_s: float | None = None
         self.process = InferenceProcess(runtime=RuntimeConfig(), clock=SystemClock(), on_prediction=self._heard)
         source = {"kind": "video", "path": str(video), "loop": True}
-        self.process.configure([PipelineConfig.model_validate({"name": "front", "line": LINE, "source": source, **settings})])
+        self.process.configure([decode(PipelineOrder, {"name": "front", "line": LINE, "source": source, **settings})])
         self.process.start()
         activation = self.process.activate(LINE, slot)
         if not activation.ok:
@@ -199,11 +201,12 @@ class Hurried:
 
 def run_pipeline(slot: Path, video: Path, seconds: float) -> float:
     """Frames inferred per second when the file is read as fast as they are."""
-    from agent.config import PipelineConfig, RuntimeConfig, VideoSource
+    from agent.config import RuntimeConfig
     from agent.inference.captures import Captures
     from agent.inference.engine import Line
     from agent.inference.marks import Marks, new_memory
     from agent.inference.pipeline import Pipeline
+    from agent.orders import PipelineOrder, VideoSource
     from agent.sources.opencv import VideoFile
     from protocol.clock import SystemClock
 
@@ -214,7 +217,7 @@ def run_pipeline(slot: Path, video: Path, seconds: float) -> float:
         raise RuntimeError(swap.text)
     source = VideoSource(kind="video", path=str(video), loop=True)
     pipeline = Pipeline(
-        PipelineConfig(name="front", line=LINE, source=source),
+        PipelineOrder(name="front", line=LINE, source=source),
         line,
         captures=Captures(clock=clock, next_session=lambda: 1, open_source=lambda *_: VideoFile(source, clock=hurried)),
         runtime=RuntimeConfig(max_age_ms=60_000),

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ THRESHOLDS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
 
 def make_slot(folder: Path, *, threshold: float | None = None) -> Path:
     """A slot folder of the traffic model by the example's draft. Raises: FileNotFoundError without the shared data."""
+    from fleet.registry.drafts import DetectionDraft, complete, load_draft
     from protocol.files import digest_of_file
-    from runtime.manifest import DetectionDraft, FileEntry, complete, load_draft, to_bytes
+    from runtime.manifest import FileEntry, to_bytes
     from runtime.probe import inspect_model
 
     folder.mkdir(parents=True)
@@ -36,7 +37,7 @@ def make_slot(folder: Path, *, threshold: float | None = None) -> Path:
     shutil.copyfile(DATA / MODEL, target)
     draft = load_draft(DRAFT)
     if threshold is not None and isinstance(draft, DetectionDraft):
-        draft = draft.model_copy(update={"detection": draft.detection.model_copy(update={"threshold": threshold})})
+        draft = replace(draft, detection=replace(draft.detection, threshold=threshold))
     files = {target.name: FileEntry(sha256=digest_of_file(target), length=target.stat().st_size)}
     manifest = complete(draft, inspect_model(target), line="traffic", release="1.0", counter=1, variant="tflite", files=files)
     (folder / "manifest.json").write_bytes(to_bytes(manifest))
@@ -139,7 +140,7 @@ def main() -> None:
 
 
 def _threshold() -> float:
-    from runtime.manifest import DetectionDraft, load_draft
+    from fleet.registry.drafts import DetectionDraft, load_draft
 
     draft = load_draft(DRAFT)
     if not isinstance(draft, DetectionDraft):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -100,15 +101,16 @@ def bring_profile(slot: Path, frames: list[Any]) -> None:
     path = slot / FILE_NAME
     path.write_bytes(encode_profile(ModelProfile(grid, sketcher.take())))
     entry = FileEntry(sha256=digest_of_file(path), length=path.stat().st_size)
-    (slot / "manifest.json").write_bytes(to_bytes(manifest.model_copy(update={"files": {**manifest.files, FILE_NAME: entry}})))
+    (slot / "manifest.json").write_bytes(to_bytes(replace(manifest, files={**manifest.files, FILE_NAME: entry})))
 
 
 def measure_rows(slot: Path, height: int, width: int) -> dict[str, Any]:
     """Processor milliseconds of the inference process: of a row, of looking at a frame that is none, and of an inference beside them."""
     from agent.config import RuntimeConfig
     from agent.inference.engine import Line
+    from agent.inference.hearing import FROM_WORKER
     from agent.inference.marks import Marks, new_memory
-    from agent.inference.messages import FROM_WORKER, Sampled
+    from agent.inference.messages import Sampled
     from agent.inference.rows import RowBudget, RowSampler
     from benchmarks.agent.slots import DATA
     from protocol.clock import SystemClock
@@ -193,7 +195,8 @@ def prepare(folder: Path) -> None:
     from agent.drift import check
     from agent.drift.store import CheckRow, DriftStore, Flag, Subject
     from agent.drift.windows import begin, row_of
-    from agent.inference.messages import FROM_WORKER, Quality, Sampled
+    from agent.inference.hearing import FROM_WORKER
+    from agent.inference.messages import Quality, Sampled
     from agent.store import Store
     from benchmarks.drift.costs import grid as make_grid
     from protocol.sketches.reference import fit_reference
@@ -261,7 +264,7 @@ def _desk(folder: Path, clock: Stepped) -> Any:
 def measure_control(folder: Path) -> dict[str, Any]:
     """Processor seconds of the control process: of reading a row, of ticks, of the end of a sub-window, of an hour, of a fit."""
     from agent.drift import references
-    from agent.inference.messages import FROM_WORKER
+    from agent.inference.hearing import FROM_WORKER
 
     clock = Stepped(START)
     desk, w0 = _desk(folder, clock), int(START.timestamp() // SUBWINDOW_S)
@@ -310,7 +313,7 @@ def measure_control(folder: Path) -> dict[str, Any]:
 def measure_memory(folder: Path, what: str) -> dict[str, Any]:
     """KiB that this process has more after an hour of rows than with numpy alone: resident, and of it its own (anonymous)."""
     import agent.service  # noqa: F401 - what the control process has anyway: its store, and messages of the inference process
-    from agent.inference.messages import FROM_WORKER
+    from agent.inference.hearing import FROM_WORKER
 
     lines = (folder / "rows").read_bytes().splitlines()[: round(HOUR_S) + 30]
     FROM_WORKER.validate_json(lines[0])
@@ -353,7 +356,7 @@ def _sketch_an_hour(folder: Path, lines: list[bytes]) -> int:
 
 def _watch_an_hour(desk: Any, clock: Stepped, lines: list[bytes]) -> int:
     """An hour of rows through the desk of the control process, each sub-window judged and kept, the hour sent."""
-    from agent.inference.messages import FROM_WORKER
+    from agent.inference.hearing import FROM_WORKER
 
     for line in lines:
         clock.advance(0.5)

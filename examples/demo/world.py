@@ -19,8 +19,9 @@ from examples.demo.link import Link
 from examples.demo.processes import Children
 from fleet.broker import free_port
 from fleet.cli.client import Api
+from fleet.registry.drafts import load_draft
+from protocol.decoding import encode, without_none
 from protocol.errors import MooringError, TransferError
-from runtime.manifest import load_draft
 
 T = TypeVar("T")
 #: Real seconds between two looks at something awaited.
@@ -145,7 +146,7 @@ class World:
 
     def import_model(self, file: Path, manifest: Path, *, name: str, golden: Path | None = None, evaluation: Path | None = None) -> str:
         """The id of the model version that the server made of the file; with `evaluation` data its releases are watched for drift."""
-        fields = {"name": name, "manifest": load_draft(manifest).model_dump_json(exclude_unset=True), "note": ""}
+        fields = {"name": name, "manifest": json.dumps(without_none(encode(load_draft(manifest)))), "note": ""}
         given = {"file": file, "golden": golden, "evaluation": evaluation}
         made = self.people["operator"].upload("/models", fields, {part: path for part, path in given.items() if path is not None})
         return str(made["id"])

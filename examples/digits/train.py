@@ -23,10 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import scans
 
+from fleet.registry.drafts import complete, load_draft
 from runtime.base import Array, BackendOptions
 from runtime.golden import decode, encode, merge
 from runtime.loader import load_first
-from runtime.manifest import FileEntry, ModelManifest, complete, load_draft, to_bytes
+from runtime.manifest import FileEntry, ModelManifest, to_bytes
 from runtime.postprocess import Classifier
 from runtime.preprocess import Preprocessor, compile_plan, plan_for
 from runtime.probe import inspect_model, run_goldens, self_test

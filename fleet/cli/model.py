@@ -12,8 +12,9 @@ import typer
 from fleet.cli import output
 from fleet.cli.output import JsonOption, ServerOption
 from fleet.cli.session import open_api
+from fleet.registry.drafts import load_draft
 from fleet.registry.evaluation import pack_folder
-from runtime.manifest import load_draft
+from protocol.decoding import encode, without_none
 
 app = typer.Typer(no_args_is_help=True, help="Models: what was trained, before it becomes a release.")
 
@@ -32,7 +33,7 @@ def import_model(
     server: str | None = ServerOption,
 ) -> None:
     """Import a model file as the next version of a model. The server inspects it and refuses what does not fit the manifest."""
-    draft = load_draft(manifest).model_dump(mode="json", exclude_none=True)
+    draft = without_none(encode(load_draft(manifest)))
     fields = {"name": name or manifest.stem, "manifest": json.dumps(draft), "note": note}
     with _packed(evaluation) as data:
         files = {"file": file, **({"golden": golden} if golden else {}), **({"evaluation": data} if data else {})}

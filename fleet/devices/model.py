@@ -19,8 +19,9 @@ from pydantic import (
 
 from protocol.errors import InvalidError
 from protocol.ids import NAME_PATTERN, DeviceId, DeviceTypeName, GroupName, PipelineName, SiteName, TenantId
+from protocol.look import WHOLE_FRAME, Motion
 from protocol.rules import MAX_RULE_BYTES, Rules, Zones
-from protocol.views import WHOLE_FRAME, Motion, Roi
+from protocol.views import Roi
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 LongText = Annotated[str, StringConstraints(min_length=1, max_length=2000)]

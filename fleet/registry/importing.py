@@ -9,17 +9,18 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from fleet.registry.drafts import ModelDraft, complete
 from fleet.registry.profiling import Profiled, make_in_child
 from protocol.canonical import canonical_json
 from protocol.errors import InvalidError
 from runtime.base import BACKENDS_OF_FORMAT, Array, BackendError, ModelTensors, RuntimeMissing, TensorSpec
 from runtime.golden import MAX_GOLDEN_BYTES, decode
-from runtime.manifest import FileEntry, ModelDraft, ModelManifest, complete
+from runtime.manifest import FileEntry, ModelManifest
 from runtime.probe import inspect_model, make_goldens
 from runtime.samples import sample_vectors
 
@@ -125,7 +126,7 @@ def _explained(name: str, kind: str) -> Iterator[None]:
 
 def _checked_draft(draft: ModelDraft, tensors: ModelTensors, file: Path) -> ModelManifest:
     unhashed = {file.name: FileEntry(sha256=f"sha256:{'0' * 64}", length=0)}
-    any_type = draft if draft.device_types else draft.model_copy(update={"device_types": ("any",)})
+    any_type = draft if draft.device_types else replace(draft, device_types=("any",))
     return complete(any_type, tensors, line="check", release="0", counter=0, variant="check", files=unhashed)
 
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -365,7 +365,7 @@ class _Pictures:
             raise RuntimeError("pictures want preprocess")
         shape = (1, plan.height, plan.width, plan.channels)
         same = TensorDescription(name="pixels", shape=shape, layout=Layout.NHWC, dtype="uint8", scale=1 / 255, zero_point=0)
-        plain = preprocess.model_copy(update={"mean": (0.0,), "std": (1.0,)})
+        plain = replace(preprocess, mean=(0.0,), std=(1.0,))
         try:
             self._runner = Preprocessor(plan_for(same, plain))
         except ImportError:

@@ -16,6 +16,7 @@ from fleet.blobs import BlobStore
 from fleet.registry import deltas, store
 from fleet.registry.clock_guard import ClockGuard
 from fleet.registry.director import Director, Order, SignedOrder, VersionedRole, order_digest, parse_versioned_name
+from fleet.registry.drafts import ModelDraft, complete, parse_draft
 from fleet.registry.importing import Inspected, inspect_upload, tensors_from_json, tensors_to_json
 from fleet.registry.key_status import KeyStatus
 from fleet.registry.model import FileRef, Line, ModelVersion, Release, ReleaseState, SigningRequest, Variant
@@ -33,12 +34,13 @@ from fleet.registry.signing import (
 )
 from protocol.canonical import canonical_json, digest_of
 from protocol.clock import Clock
+from protocol.decoding import encode, without_none
 from protocol.errors import ConflictError, InvalidError, NotFoundError
 from protocol.ids import DeviceId, DeviceTypeName, Digest, LineName, ReleaseVersion, TenantId, check_name, check_version, new_id
 from protocol.sketches.profile import FILE_NAME as PROFILE_NAME
 from protocol.sketches.profile import MAX_PROFILE_BYTES, ModelProfile, decode_profile
 from protocol.trust.metadata import line_role
-from runtime.manifest import FileEntry, ModelDraft, complete, parse_draft, to_bytes
+from runtime.manifest import FileEntry, to_bytes
 
 CARD_SCHEMA = "model-card.1"
 #: Models that one release may join, one per runtime and set of device types.
@@ -139,7 +141,7 @@ def import_model(
             file=model_ref,
             golden=golden_ref,
             card=_keep(registry, "card.json", card),
-            draft_json=draft.model_dump_json(),
+            draft_json=json.dumps(encode(draft)),
             tensors_json=tensors_to_json(inspected.tensors),
             device_types=tuple(DeviceTypeName(name) for name in draft.device_types),
             created_at=now,
@@ -652,7 +654,7 @@ def _named_variants(models: Sequence[ReleaseModel], taken: Sequence[ModelVersion
 def _compose(
     registry: Registry, item: ReleaseModel, model: ModelVersion, *, line: LineName, version: ReleaseVersion, counter: int
 ) -> Variant:
-    draft = parse_draft(json.loads(model.draft_json)).model_copy(update={"device_types": tuple(item.device_types)})
+    draft = replace(parse_draft(json.loads(model.draft_json)), device_types=tuple(item.device_types))
     files = (model.file, model.golden, *([model.profile] if model.profile else []), model.card)
     manifest = complete(
         draft,
@@ -723,7 +725,7 @@ def _card(
         "file": {"sha256": file.sha256, "length": file.length},
         "golden_sha256": golden.sha256,
         "inspected_with": {"backend": inspected.tensors.backend, "version": inspected.tensors.version},
-        "lineage": draft.lineage.model_dump(mode="json", exclude_none=True),
+        "lineage": without_none(encode(draft.lineage)),
         "note": note,
         "imported_by": by.name,
         "imported_at": now.isoformat(timespec="seconds"),

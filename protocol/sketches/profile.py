@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from protocol.errors import InvalidError
-from protocol.sketches import cbor, leb128
+from protocol.sketches import PROFILE_NAME, cbor, leb128
 from protocol.sketches.codec import decode_moments, encode_moments
 from protocol.sketches.counts import Counts
 from protocol.sketches.grid import MAX_GRID_BYTES, Grid, decode_grid
 
 FORMAT = 1
-FILE_NAME = "profile.cbor"
+FILE_NAME = PROFILE_NAME
 MAX_PROFILE_BYTES = 256 << 10
 #: Corruptions, each at some severities, whose effect is told.
 MAX_FAMILIES = 64

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import AgentConfig, mask
+from agent.config import AgentConfig
+from agent.orders import mask
 from agent.settings.desired import DesiredConfig, parse_desired
 from agent.settings.loading import LoadedConfig, load_config
 from agent.settings.overlaying import effective_config, resolve_secrets, settable, with_settable

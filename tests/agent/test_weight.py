@@ -68,9 +68,26 @@ print("httpx" in sys.modules, {name.split(".")[0] for name in sys.modules} & {"c
     assert done.stdout.strip() == "True set()"
 
 
+@pytest.mark.parametrize("module", ["agent.inference.worker", "agent.sources.opencv", "agent.sources.stream", "agent.sources.folder"])
+def test_the_inference_process_carries_no_pydantic_and_no_settings(module):
+    modules = measure(module)["modules"]
+    forbidden = (
+        "pydantic",
+        "pydantic_core",
+        "agent.config",
+        "annotated_types",
+        "cbor2",
+        "argparse",
+        "tomllib",
+        "zoneinfo",
+        "runtime.features",
+    )
+    assert [name for name in forbidden if name in modules] == []
+
+
 def test_a_process_builds_no_validator_of_what_it_never_reads():
     program = """
-import agent.inference.worker
+import agent.inference.hearing
 from agent.config import AgentConfig
 from protocol.configuration import PipelineSettings
 from protocol.rules import EnterRule

@@ -12,9 +12,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from fleet.registry.drafts import complete, load_draft, parse_draft
 from protocol.files import digest_of_file
 from runtime.base import Array
-from runtime.manifest import FileEntry, ModelManifest, complete, load_draft, parse_draft, to_bytes
+from runtime.manifest import FileEntry, ModelManifest, to_bytes
 from runtime.preprocess import Filler, Preprocessor, compile_plan
 from runtime.probe import inspect_model
 from runtime.readings import WindowFiller

@@ -130,6 +130,6 @@ def test_more_rules_than_a_message_carries_are_left_out_by_the_device_and_refuse
 
 def test_the_inference_process_hears_of_tracking_and_not_of_rules():
     seen = config().pipelines[0].for_inference()
-    assert (seen.track, seen.zones, seen.rules) == (True, (), ())
+    assert (seen.track, hasattr(seen, "zones"), hasattr(seen, "rules")) == (True, False, False)
     assert not config(rules=[{"name": "crowd", "kind": "count", "above": 4}]).pipelines[0].for_inference().track
     assert config(rules=[], track=True).pipelines[0].for_inference().track

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from fleet.registry.drafts import complete, parse_draft
 from runtime.agreement import compare_answers
 from runtime.base import ModelTensors, TensorSpec
 from runtime.golden import Goldens
-from runtime.manifest import FileEntry, complete, parse_draft
+from runtime.manifest import FileEntry
 
 pytest.importorskip("onnx", reason="the package onnx, which makes the models of these tests, is not in this environment")
 from simulators.task_models import detection_draft

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from fleet.registry.drafts import complete, parse_draft
 from runtime.base import InferFailed, ModelTensors, TensorSpec
 from runtime.detection import Detector
-from runtime.manifest import DetectionManifest, FileEntry, complete, parse_draft
+from runtime.manifest import DetectionManifest, FileEntry
 
 pytest.importorskip("onnx", reason="the package onnx, which makes the models of these tests, is not in this environment")
 from simulators.task_models import LABELS, detection_draft

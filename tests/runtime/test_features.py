@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fleet.registry.drafts import complete, parse_draft
 from protocol.errors import InvalidError
 from protocol.sketches.grid import FeatureGroup
 from runtime.answers import Classification, ClassScore, Detected, Detections, Measurement
 from runtime.base import ModelTensors, TensorSpec
 from runtime.features import Extractor, Quality, candidates, choose_step, group_of
 from runtime.image_features import EMBEDDING_NUMBERS, IMAGE_NUMBERS, SIDE
-from runtime.manifest import FileEntry, ModelManifest, complete, parse_draft
+from runtime.manifest import FileEntry, ModelManifest
 from runtime.output_features import entropy_of
 from runtime.preprocess import Filler, compile_plan
 from runtime.projection import filters, signs

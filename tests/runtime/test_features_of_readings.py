@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from fleet.registry.drafts import complete, parse_draft
 from protocol.errors import InvalidError
 from runtime.answers import Measurement
 from runtime.base import ModelTensors, TensorSpec
 from runtime.features import Extractor, candidates
-from runtime.manifest import FileEntry, ModelManifest, complete, parse_draft
+from runtime.manifest import FileEntry, ModelManifest
 from runtime.readings import WindowFiller
 
 SCORE = Measurement(1.5, "", is_anomaly=False)

@@ -8,21 +8,11 @@ from example_models import DIGITS
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet.registry.drafts import complete, load_draft, parse_draft
 from protocol.canonical import canonical_json
 from protocol.errors import InvalidError
 from runtime.base import ManifestMismatch, ModelTensors, TensorSpec
-from runtime.manifest import (
-    MAX_MANIFEST_BYTES,
-    FileEntry,
-    ModelManifest,
-    check_against_tensors,
-    complete,
-    from_bytes,
-    load_draft,
-    load_manifest,
-    parse_draft,
-    to_bytes,
-)
+from runtime.manifest import MAX_MANIFEST_BYTES, FileEntry, ModelManifest, check_against_tensors, from_bytes, load_manifest, to_bytes
 
 DIGEST = "sha256:" + "ab" * 32
 LABELS = [f"class {number}" for number in range(10)]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.manifest import TASKS, load_draft, parse_draft
+from fleet.registry.drafts import load_draft, parse_draft
+from runtime.manifest import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fleet.registry.drafts import complete, parse_draft
 from runtime.base import InferFailed, ModelTensors, TensorSpec
 from runtime.heads import Activation
-from runtime.manifest import FileEntry, ModelManifest, complete, parse_draft
+from runtime.manifest import FileEntry, ModelManifest
 from runtime.postprocess import Classifier, activate
 
 FILES = {"model.tflite": FileEntry(sha256="sha256:" + "0" * 64, length=1)}

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protocol.decoding import decode
 from protocol.errors import InvalidError
 from runtime.inputs import Color, Fit, Interpolation, Layout, Preprocess, TensorDescription
 from runtime.preprocess import Plan, Preprocessor, Transfer, plan_for, table_of
@@ -211,9 +212,9 @@ class TestFrames:
 def test_recorded_tensors_are_reproduced(path: Path):
     """`tolerance` is 0 where no pixel is computed anew; resizing may be one brightness off across OpenCV versions and processors."""
     record = json.loads(path.read_text())
-    image = TensorDescription(**record["tensor"])
+    image = decode(TensorDescription, record["tensor"])
     frame = pattern(*record["frame"])
-    seen = Preprocessor(plan_for(image, Preprocess(**record["preprocess"]))).run(frame)
+    seen = Preprocessor(plan_for(image, decode(Preprocess, record["preprocess"]))).run(frame)
     wanted = np.asarray(record["expected"], np.float64).reshape(image.shape)
     assert np.abs(seen.astype(np.float64) - wanted).max() <= record["tolerance"] + 1e-6
 
@@ -221,5 +222,5 @@ def test_recorded_tensors_are_reproduced(path: Path):
 def test_there_are_recorded_tensors_for_every_fit_and_transfer():
     records = [json.loads(path.read_text()) for path in RECORDS]
     assert {record["preprocess"]["fit"] for record in records} == set(Fit)
-    made = {plan_for(TensorDescription(**record["tensor"]), Preprocess(**record["preprocess"])).transfer for record in records}
+    made = {plan_for(decode(TensorDescription, record["tensor"]), decode(Preprocess, record["preprocess"])).transfer for record in records}
     assert made == set(Transfer)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +153,7 @@ class TestSelfTest:
     def test_another_model_under_this_manifest_is_a_mismatch(self, variant: str, tmp_path: Path):
         slot = make_slot(tmp_path / "slot", variant)
         manifest = from_bytes((slot / "manifest.json").read_bytes())
-        renamed = manifest.model_copy(update={"outputs": (manifest.outputs[0].model_copy(update={"name": "other"}),)})
+        renamed = replace(manifest, outputs=(replace(manifest.outputs[0], name="other"),))
         (slot / "manifest.json").write_bytes(to_bytes(renamed))
         assert self_test(slot).code == "manifest_mismatch"
 
@@ -188,5 +189,5 @@ def replace_file(slot: Path, name: str, data: bytes) -> None:
     """Put other bytes into the slot and their digest into its manifest."""
     (slot / name).write_bytes(data)
     manifest = from_bytes((slot / "manifest.json").read_bytes())
-    entry = manifest.files[name].model_copy(update={"sha256": digest_of_file(slot / name), "length": len(data)})
-    (slot / "manifest.json").write_bytes(to_bytes(manifest.model_copy(update={"files": {**manifest.files, name: entry}})))
+    entry = replace(manifest.files[name], sha256=digest_of_file(slot / name), length=len(data))
+    (slot / "manifest.json").write_bytes(to_bytes(replace(manifest, files={**manifest.files, name: entry})))

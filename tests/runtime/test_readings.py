@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from protocol.decoding import decode
 from protocol.errors import InvalidError
 from runtime.inputs import TensorDescription, Window
 from runtime.readings import WindowFiller
@@ -14,7 +15,7 @@ WANTED = [[-1.0, -0.25], [0.0, 0.0], [1.0, 0.75]]
 
 def filler(*, dtype: str = "float32", scale=None, zero_point=None, shape=(1, 6), **changes: object) -> WindowFiller:
     tensor = TensorDescription(name="x", shape=shape, dtype=dtype, scale=scale, zero_point=zero_point)
-    return WindowFiller(tensor, Window.model_validate({**PLAIN, **changes}))
+    return WindowFiller(tensor, decode(Window, {**PLAIN, **changes}))
 
 
 def test_each_field_is_normalized_by_its_own_mean_and_deviation():

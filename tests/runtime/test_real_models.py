@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from example_models import INSTALLED
 
+from fleet.registry.drafts import complete, parse_draft
 from runtime.answers import Measurement
 from runtime.base import Backend, BackendOptions, create
-from runtime.manifest import FileEntry, ModelManifest, complete, parse_draft
+from runtime.manifest import FileEntry, ModelManifest
 from runtime.postprocess import Classifier, answerer_for
 from runtime.preprocess import Preprocessor, compile_plan
 from runtime.readings import WindowFiller

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from fleet.registry.drafts import complete, parse_draft
 from protocol.errors import InvalidError
 from runtime.base import ModelTensors, TensorSpec
-from runtime.manifest import FileEntry, ModelManifest, complete, from_bytes, parse_draft, to_bytes
+from runtime.manifest import FileEntry, ModelManifest, from_bytes, to_bytes
 
 FILES = {"model.tflite": FileEntry(sha256="sha256:" + "0" * 64, length=1)}
 IMAGE = TensorSpec("image", (1, 64, 64, 3), "uint8", 1 / 255, 0)

@@ -7,9 +7,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from fleet.registry.drafts import ModelDraft, complete, parse_draft
 from protocol.files import digest_of_file
 from runtime.base import ModelTensors, TensorSpec
-from runtime.manifest import FileEntry, ModelDraft, complete, parse_draft, to_bytes
+from runtime.manifest import FileEntry, to_bytes
 
 LABELS = ("blue", "green", "red")
 SIDE = 8

@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -107,5 +107,5 @@ def bring_profile(folder: Path, *, step_s: int = 1) -> Grid:
     path = folder / FILE_NAME
     path.write_bytes(encode_profile(ModelProfile(grid, sketcher.take())))
     entry = FileEntry(sha256=digest_of_file(path), length=path.stat().st_size)
-    (folder / "manifest.json").write_bytes(to_bytes(manifest.model_copy(update={"files": {**manifest.files, FILE_NAME: entry}})))
+    (folder / "manifest.json").write_bytes(to_bytes(replace(manifest, files={**manifest.files, FILE_NAME: entry})))
     return grid

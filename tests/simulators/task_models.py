@@ -9,8 +9,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from simulators.color_models import write_manifest
 
+from fleet.registry.drafts import parse_draft
 from runtime.base import ModelTensors, TensorSpec
-from runtime.manifest import parse_draft
 
 SIDE = 16
 LABELS = ("person", "car")

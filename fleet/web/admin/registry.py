@@ -15,6 +15,7 @@ from pydantic import Field
 from fleet import loop
 from fleet.loop import DeltaView, SigningTask
 from fleet.registry import ceremony, renewals, service
+from fleet.registry.drafts import ModelDraft, parse_draft
 from fleet.registry.evaluation import MAX_FILE_BYTES as MAX_EVALUATION_BYTES
 from fleet.registry.model import FileRef, Line, ModelVersion, Release, Variant
 from fleet.registry.renewals import Renewal
@@ -26,7 +27,6 @@ from fleet.web.rest import IdempotentRoute, Page, page_of
 from protocol.errors import InvalidError
 from protocol.ids import DeviceTypeName, LineName, ReleaseVersion
 from runtime.golden import MAX_GOLDEN_BYTES
-from runtime.manifest import ModelDraft, parse_draft
 
 router = APIRouter(tags=["models and releases"], route_class=IdempotentRoute)
 Reads = Annotated[Caller, Depends(require("releases:read"))]

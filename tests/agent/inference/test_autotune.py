@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,7 @@ def test_a_back_end_that_is_much_cheaper_replaces_the_default_after_two_matches(
     monkeypatch.syspath_prepend(str(tmp_path / "path"))
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     slot = make_slot(tmp_path / "slot", "tflite")
-    manifest = from_bytes((slot / "manifest.json").read_bytes()).model_copy(update={"backends": ("tflite", "litert")})
+    manifest = replace(from_bytes((slot / "manifest.json").read_bytes()), backends=("tflite", "litert"))
     (slot / "manifest.json").write_bytes(to_bytes(manifest))
     found = tune(slot, wishes=Wishes(budget_s=120.0))
     assert (found.default, found.setup) == (Setup("tflite:cpu"), Setup("litert:cpu"))

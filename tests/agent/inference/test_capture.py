@@ -13,11 +13,11 @@ from simulators.mjpeg import SECRET, MjpegCamera, jpeg
 from simulators.videos import BLUE, GREEN, RED, write_picture, write_video
 from waiting import wait_until
 
-from agent.config import FolderSource, StreamSource, VideoSource
 from agent.inference.capture import Capture
 from agent.inference.captures import STUCK_S, SharedSource
 from agent.inference.feeds import Feed, Feeds
 from agent.inference.frames import Frame, FrameBuffers
+from agent.orders import FolderSource, StreamSource, VideoSource
 from agent.sources.base import Array, DecodeError, Grabbed, Need, Source, SourceEndedError, SourceLostError
 from agent.sources.folder import PictureFolder
 from agent.sources.opencv import VideoFile

@@ -10,13 +10,14 @@ from simulators.scenes import SceneCamera, plain
 from simulators.videos import RED
 from waiting import wait_until
 
-from agent.config import PipelineConfig
 from agent.inference.captures import Captures, SharedSource
 from agent.inference.feeds import Feed
 from agent.inference.frames import FrameBuffers
+from agent.orders import PipelineOrder
 from agent.sources.base import Need
 from agent.sources.states import DropReason, SourceState
 from protocol.clock import Clock, SystemClock
+from protocol.decoding import decode
 
 CAMERA = {"kind": "camera", "device": "/dev/video7"}
 
@@ -25,7 +26,7 @@ class Viewer:
     """A pipeline without a model: picks what is ready and keeps the ids of what it saw."""
 
     def __init__(self, captures: Captures, source: dict[str, Any], *, max_fps: float = 0.0, has_model: Callable[[], bool]) -> None:
-        self.config = PipelineConfig.model_validate({"name": "any", "line": "any", "source": source, "max_fps": max_fps})
+        self.config = decode(PipelineOrder, {"name": "any", "line": "any", "source": source, "max_fps": max_fps})
         self.buffers = FrameBuffers(max_age_s=60.0, now=SystemClock().monotonic)
         self.feed = Feed(self.buffers, max_fps=max_fps, has_model=has_model)
         self.taken: list[tuple[int, int]] = []
@@ -64,7 +65,7 @@ class Site:
         sessions = itertools.count(1)
         self.captures = Captures(clock=SystemClock(), next_session=lambda: next(sessions), open_source=self._open)
 
-    def _open(self, _config: PipelineConfig, _clock: Clock) -> SceneCamera:
+    def _open(self, _config: PipelineOrder, _clock: Clock) -> SceneCamera:
         self.cameras.append(SceneCamera(plain(RED)))
         return self.cameras[-1]
 

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.config import PipelineConfig, RuntimeConfig
+from agent.inference.hearing import FROM_WORKER
 from agent.inference.link import Link, LinkClosedError
-from agent.inference.messages import FROM_WORKER, MAX_MESSAGE_BYTES, TO_WORKER, Answer, Configure, Prediction, ScoredLabel
+from agent.inference.messages import MAX_MESSAGE_BYTES, Answer, Configure, Prediction, ScoredLabel
+from agent.inference.writing import read_order, write
 
 
 def linked() -> tuple[Link, Link]:
@@ -60,7 +62,7 @@ def test_a_reader_learns_that_the_other_end_hung_up():
 
 def test_messages_survive_the_wire():
     pipeline = PipelineConfig.model_validate({"name": "front", "line": "color", "source": {"kind": "video", "path": "/x"}})
-    told = Configure((pipeline,), RuntimeConfig(), 7)
-    assert TO_WORKER.validate_json(TO_WORKER.dump_json(told)) == told
+    told = Configure((pipeline.for_inference(),), RuntimeConfig().for_inference(), 7)
+    assert read_order(write(told)) == told
     for heard in (Answer(1, ok=True), Prediction("front", "color", "1.0", 1, 2, 3, (ScoredLabel("red", 2, 0.5),), 1.0, 2.0)):
-        assert FROM_WORKER.validate_json(FROM_WORKER.dump_json(heard)) == heard
+        assert FROM_WORKER.validate_json(write(heard)) == heard

@@ -2,13 +2,14 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from agent.inference.motion import MotionGate
 from agent.sources.base import Pixels
-from protocol.views import Motion
+from protocol.look import Motion
 
 RULES = Motion(min_area=0.005, threshold=20, hold_s=2, idle_s=30)
 NOISE = np.random.default_rng(1)
@@ -59,14 +60,14 @@ def test_what_is_too_small_opens_nothing(moments):
 
 
 def test_what_comes_to_rest_becomes_background(moments):
-    gate = settled(moments, RULES.model_copy(update={"idle_s": 1e4}))
+    gate = settled(moments, replace(RULES, idle_s=1e4))
     passed = [gate.is_open(scene(at=40), next(moments)) for _ in range(200)]
     assert passed[0]
     assert not any(passed[-20:])
 
 
 def test_slow_light_opens_nothing(moments):
-    gate = settled(moments, RULES.model_copy(update={"idle_s": 1e4}))
+    gate = settled(moments, replace(RULES, idle_s=1e4))
     assert not any(gate.is_open(scene(light=90 + index // 10), next(moments)) for index in range(300))
 
 

@@ -19,16 +19,18 @@ from simulators.square_models import make_square_slot, picture
 from simulators.videos import BLUE, RED, write_video
 from waiting import wait_until
 
-from agent.config import PipelineConfig, RuntimeConfig
+from agent.config import RuntimeConfig
 from agent.inference.captures import MAX_STUCK, Captures
 from agent.inference.engine import Line
 from agent.inference.handover import Handover
 from agent.inference.marks import Marks, new_memory
 from agent.inference.messages import Prediction
 from agent.inference.pipeline import Pipeline
+from agent.orders import PipelineOrder
 from agent.sources.base import Array, Grabbed, Need
 from agent.sources.states import Channel, SourceState
 from protocol.clock import AcceleratedClock, Clock, SystemClock
+from protocol.decoding import decode
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ class Run:
         self, source: dict[str, object], *, on_prediction: Callable[[Prediction], bool] = lambda _: True, **settings: Any
     ) -> Pipeline:
         name = f"pipeline-{len(self.pipelines)}"
-        config = PipelineConfig.model_validate({"name": name, "line": "color", "source": source, **settings})
+        config = decode(PipelineOrder, {"name": name, "line": "color", "source": source, **settings})
         patient = RuntimeConfig(max_age_ms=60_000)  # on a busy machine a frame may be old when its turn comes
         pipeline = Pipeline(config, self.line, captures=self.captures, runtime=patient, on_prediction=on_prediction, pace=self.pace)
         pipeline.start()
@@ -122,7 +124,7 @@ def test_a_driver_that_never_returns_is_left_behind_and_the_source_is_opened_aga
     pace = AcceleratedClock(start=now - timedelta(days=30), speed=1000.0, origin=now)
     drivers: list[StuckDriver] = []
 
-    def open_source(_config: PipelineConfig, _clock: Clock) -> StuckDriver:
+    def open_source(_config: PipelineOrder, _clock: Clock) -> StuckDriver:
         drivers.append(StuckDriver())
         return drivers[-1]
 

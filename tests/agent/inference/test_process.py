@@ -21,12 +21,14 @@ from simulators.plain_broker import PlainBroker
 from simulators.videos import BLUE, GREEN, RED, write_video
 from waiting import PATIENCE_S, wait_until
 
-from agent.config import PipelineConfig, RuntimeConfig
+from agent.config import RuntimeConfig
 from agent.inference.messages import Beat, Finding, PipelineStats, Prediction, WorkerState
 from agent.inference.process import InferenceProcess, Timings, _artifact_of
 from agent.inference.tuning import Setup, Tuning, Tunings
+from agent.orders import PipelineOrder
 from agent.sources.states import SourceState
 from protocol.clock import SystemClock
+from protocol.decoding import decode, encode
 from runtime.selftest import Figures
 
 DARK_GREEN = (0, 90, 0)
@@ -75,7 +77,7 @@ class Bench:
         self.may_listen.wait(PATIENCE_S)
         self.predictions.append(prediction)
 
-    def run(self, *pipelines: PipelineConfig) -> None:
+    def run(self, *pipelines: PipelineOrder) -> None:
         self.process.configure(pipelines)
 
     def more(self, count: int = 3, *, release: str | None = None) -> list[Prediction]:
@@ -132,9 +134,9 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video(tmp_path_factory.mktemp("video") / "v.avi", [BLUE] * 20 + [GREEN] * 20 + [RED] * 20)
 
 
-def pipeline(path: Path, *, name: str = "front", is_looped: bool = True, max_fps: float = 0.0, line: str = "color") -> PipelineConfig:
+def pipeline(path: Path, *, name: str = "front", is_looped: bool = True, max_fps: float = 0.0, line: str = "color") -> PipelineOrder:
     source = {"kind": "video", "path": str(path), "loop": is_looped}
-    return PipelineConfig.model_validate({"name": name, "line": line, "source": source, "max_fps": max_fps})
+    return decode(PipelineOrder, {"name": name, "line": line, "source": source, "max_fps": max_fps})
 
 
 def only(stats: list[PipelineStats]) -> PipelineStats:
@@ -593,13 +595,15 @@ def test_the_inference_process_ends_with_the_control_process(loop: Path, tmp_pat
     slot = make_slot(tmp_path / "a")
     program = f"""
 import sys
-from agent.config import PipelineConfig, RuntimeConfig
+from agent.config import RuntimeConfig
 from agent.inference.process import InferenceProcess
+from agent.orders import PipelineOrder
 from pathlib import Path
+from protocol.decoding import decode
 from protocol.clock import SystemClock
 made = InferenceProcess(runtime=RuntimeConfig(), clock=SystemClock(), on_prediction=lambda _: None)
 made.start()
-made.configure([PipelineConfig.model_validate_json({pipeline(loop).model_dump_json()!r})])
+made.configure([decode(PipelineOrder, {encode(pipeline(loop))!r})])
 assert made.activate("color", Path({str(slot)!r})).ok
 print(made.pid, flush=True)
 sys.stdin.read()
@@ -665,7 +669,7 @@ def test_a_sensor_stream_is_summarized_and_its_windows_are_classified(make, mosq
     one = make()
     with PlainBroker(mosquitto_path, tmp_path / "broker", free_port) as broker:
         source = {"kind": "sensor", "broker": broker.url, "topic": "pump", "fields": ["a", "b", "c"], "window": 64, "stride": 8}
-        one.run(PipelineConfig.model_validate({"name": "front", "line": "color", "source": source}))
+        one.run(decode(PipelineOrder, {"name": "front", "line": "color", "source": source}))
         assert one.process.activate("color", make_slot(tmp_path / "a")).ok
         publisher = mqtt.Client(CallbackAPIVersion.VERSION2)
         publisher.connect("127.0.0.1", broker.port)

@@ -8,16 +8,18 @@ from simulators.clock import Lockstep
 from simulators.color_models import write_manifest
 from waiting import wait_until
 
-from agent.config import PipelineConfig, RuntimeConfig
+from agent.config import RuntimeConfig
 from agent.inference.captures import Captures
 from agent.inference.engine import Line
 from agent.inference.marks import Marks, new_memory
 from agent.inference.messages import Prediction
 from agent.inference.pipeline import Pipeline
 from agent.inference.process import InferenceProcess, Timings
+from agent.orders import PipelineOrder
 from agent.sources.states import SourceState
+from fleet.registry.drafts import parse_draft
 from protocol.clock import SystemClock
-from runtime.manifest import parse_draft
+from protocol.decoding import decode
 from runtime.probe import inspect_model
 
 pytestmark = pytest.mark.needs_data
@@ -49,13 +51,14 @@ def marks() -> Iterator[Marks]:
 def test_every_tenth_frame_shows_persons_where_persons_are(slot, marks: Marks, data_dir: Path, video: str, percent: int):
     line = Line("vww", marks=marks, now=SystemClock().monotonic)
     assert line.activate(slot("vww_96_int8.tflite", ["no person", "person"], "vww"), RuntimeConfig()).ok
-    config = PipelineConfig.model_validate(
+    config = decode(
+        PipelineOrder,
         {
             "name": "door",
             "line": "vww",
             "source": {"kind": "video", "path": str(data_dir / "video" / f"{video}.mp4")},
             "max_fps": FPS[video] / 10,
-        }
+        },
     )
     seen: list[Prediction] = []
     pace = Lockstep()
@@ -86,9 +89,10 @@ def test_the_real_process_sees_persons_and_names_photographs_side_by_side(slot, 
     video, photographs = data_dir / "video" / "one-by-one-person-detection.mp4", data_dir / "images"
     process.configure(
         [
-            PipelineConfig.model_validate({"name": "door", "line": "vww", "source": {"kind": "video", "path": str(video)}}),
-            PipelineConfig.model_validate(
-                {"name": "desk", "line": "names", "source": {"kind": "folder", "path": str(photographs), "loop": True, "fps": 20}}
+            decode(PipelineOrder, {"name": "door", "line": "vww", "source": {"kind": "video", "path": str(video)}}),
+            decode(
+                PipelineOrder,
+                {"name": "desk", "line": "names", "source": {"kind": "folder", "path": str(photographs), "loop": True, "fps": 20}},
             ),
         ]
     )

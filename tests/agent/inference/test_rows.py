@@ -9,7 +9,8 @@ from simulators.clock import FakeClock
 from simulators.color_models import make_slot
 from simulators.drift_rows import bring_profile
 
-from agent.inference.rows import STEP_ROWS, Glimpse, Instants, RowBudget, RowSampler, find_watched, fitting_step
+from agent.inference.rows import STEP_ROWS, Glimpse, Instants, RowBudget, RowSampler, find_watched
+from agent.inference.watched import Watched
 from protocol.errors import InvalidError
 from runtime.answers import Classification, ClassScore
 from runtime.features import Extractor
@@ -114,7 +115,7 @@ def test_at_most_one_row_a_step_is_made_and_none_unless_asked(watched):
 
 @pytest.mark.parametrize(("cost_ms", "step"), [(0.6, 1), (7.9, 1), (8.5, 2), (17, 4), (40, 8), (900, 8)])
 def test_the_step_that_fits_leaves_the_control_process_its_part_of_a_hundredth_of_a_core(cost_ms, step):
-    assert fitting_step(cost_ms / 1000) == step
+    assert Watched.fitting_step(cost_ms / 1000) == step
 
 
 class Spent:

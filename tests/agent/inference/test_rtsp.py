@@ -12,12 +12,13 @@ from simulators.scenes import SceneCamera, plain
 from simulators.videos import BLUE
 from waiting import wait_until
 
-from agent.config import CameraSource, PipelineConfig, RuntimeConfig, StreamSource
+from agent.config import RuntimeConfig
 from agent.inference.captures import Captures
 from agent.inference.engine import Line
 from agent.inference.marks import Marks, new_memory
 from agent.inference.messages import Prediction
 from agent.inference.pipeline import Pipeline
+from agent.orders import CameraSource, PipelineOrder, StreamSource
 from agent.sources.base import Source
 from agent.sources.states import SourceState
 from agent.sources.stream import Stream
@@ -48,7 +49,7 @@ class Device:
         sources = {"street": StreamSource(kind="stream", url=url), "yard": CameraSource(kind="camera")}
         self.pipelines = {
             name: Pipeline(
-                PipelineConfig(name=name, line="color", source=source),
+                PipelineOrder(name=name, line="color", source=source),
                 line,
                 captures=captures,
                 runtime=RuntimeConfig(max_age_ms=60_000),
@@ -58,7 +59,7 @@ class Device:
         }
 
     @staticmethod
-    def _open(config: PipelineConfig, clock: Clock) -> Source:
+    def _open(config: PipelineOrder, clock: Clock) -> Source:
         if isinstance(config.source, StreamSource):
             return Stream(config.source, clock=clock, open_timeout_ms=OPEN_TIMEOUT_MS, read_timeout_ms=READ_TIMEOUT_MS)
         return SceneCamera(plain(BLUE), fps=20)

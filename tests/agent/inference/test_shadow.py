@@ -12,12 +12,15 @@ from simulators.drift_rows import bring_profile
 from simulators.videos import BLUE, GREEN, RED, write_video
 from waiting import wait_until
 
-from agent.config import PipelineConfig, RuntimeConfig
+from agent.config import RuntimeConfig
 from agent.inference.messages import ArmOrder, Prediction, Sampled
 from agent.inference.process import InferenceProcess, Timings
-from agent.inference.shadow_messages import Candidate, Compared
+from agent.inference.shadow_messages import Candidate
 from agent.inference.shadow_process import ShadowProcess
+from agent.inference.shadow_reports import Compared
+from agent.orders import PipelineOrder
 from protocol.clock import SystemClock
+from protocol.decoding import decode
 from protocol.shadow import Comparison, summed
 
 QUICK = Timings(beat_s=0.05, restart_first_s=0.05, restart_max_s=0.5)
@@ -31,7 +34,7 @@ class Site:
         self.compared: list[Compared] = []
         video = write_video(folder / "v.avi", [BLUE] * 20 + [GREEN] * 20 + [RED] * 20)
         source = {"kind": "video", "path": str(video), "loop": True}
-        self._pipeline = PipelineConfig.model_validate({"name": "front", "line": "color", "source": source})
+        self._pipeline = decode(PipelineOrder, {"name": "front", "line": "color", "source": source})
         self.inference = InferenceProcess(
             runtime=RuntimeConfig(hang_s=hang_s, slow_down=False), clock=SystemClock(), on_prediction=self.predictions.append, timings=QUICK
         )

@@ -12,7 +12,8 @@ from waiting import wait_until
 from agent.inference import shadow_feed
 from agent.inference.messages import Prediction, ScoredLabel
 from agent.inference.shadow_feed import FREE, ShadowPort
-from agent.inference.shadow_messages import MAX_FRAME_BYTES, MAX_NOTE_BYTES, OFFERED, Offered
+from agent.inference.shadow_messages import MAX_FRAME_BYTES, MAX_NOTE_BYTES, Offered
+from agent.inference.shadow_reports import OFFERED
 
 ANSWER = Prediction("door", "person", "1.0", 1, 1, 0, (), 2.0, 3.0)
 FRAME = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)

@@ -1,6 +1,7 @@
 """The real inference process on one real HTTP camera: one connection for two pipelines, also after one of them was changed."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from simulators.mjpeg import SECRET, MjpegCamera, jpeg
 from simulators.videos import GREEN
 from waiting import wait_until
 
-from agent.config import PipelineConfig, RuntimeConfig, StreamSource
+from agent.config import RuntimeConfig
 from agent.inference.messages import Prediction
 from agent.inference.process import InferenceProcess, Timings
+from agent.orders import PipelineOrder, StreamSource
 from protocol.clock import SystemClock
 
 
@@ -41,8 +43,8 @@ def test_two_pipelines_and_a_change_of_one_need_one_connection(
 ):
     url = camera.url.replace("//", f"//{SECRET.replace('@', '%40').replace('p%40ss:', 'p%40ss%3A')}@")
     source = StreamSource(kind="stream", url=url)
-    whole = PipelineConfig(name="whole", line="color", source=source)
-    part = PipelineConfig(name="part", line="color", source=source, roi=(0.5, 0.0, 1.0, 1.0))
+    whole = PipelineOrder(name="whole", line="color", source=source)
+    part = PipelineOrder(name="part", line="color", source=source, roi=(0.5, 0.0, 1.0, 1.0))
     process.configure([whole, part])
     assert process.activate("color", make_slot(tmp_path / "slot")).ok
 
@@ -53,7 +55,7 @@ def test_two_pipelines_and_a_change_of_one_need_one_connection(
     decoder = "cpu: mjpeg 640x480, JPEG decoded as small as the models allow"
     wait_until(lambda: {one.decoder for one in process.stats()} == {decoder}, what="the decoder in the figures")
     requests = camera.requests  # FFmpeg asks without the password first
-    process.configure([whole, part.model_copy(update={"max_fps": 5.0})])
+    process.configure([whole, replace(part, max_fps=5.0)])
     before = len(frames("part"))
     wait_until(lambda: len(frames("part")) > before + 3, what="frames of the changed pipeline")
     assert camera.requests == requests

@@ -22,8 +22,8 @@ from agent.inference.snapshots import PAUSE_S, Snapshots
 from agent.sources.base import Pixels
 from protocol.clock import SystemClock
 from protocol.errors import ConflictError, DeviceError, NotFoundError
+from protocol.look import MAX_JPEG_BYTES
 from protocol.snapshots import SnapshotAnswer
-from protocol.views import MAX_JPEG_BYTES
 
 ZONE = {"name": "door", "kind": "polygon", "points": [[0, 0], [1, 0], [1, 1]]}
 SAID = Prediction("front", "l", "1", 1, 1, 0, (), 1.0, 1.0)
@@ -129,7 +129,7 @@ def front():
         captures = Captures(clock=SystemClock(), next_session=lambda: 1, open_source=lambda *_: camera)
         made.append(
             Pipeline(
-                config(**settings),
+                config(**settings).for_inference(),
                 Line("l", marks=marks, now=SystemClock().monotonic),
                 captures=captures,
                 runtime=RuntimeConfig(max_age_ms=60_000),

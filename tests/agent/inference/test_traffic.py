@@ -8,18 +8,20 @@ import pytest
 from simulators.color_models import write_manifest
 from waiting import wait_until
 
-from agent.config import PipelineConfig, RuntimeConfig
+from agent.config import RuntimeConfig
 from agent.inference.captures import Captures
 from agent.inference.engine import Line
 from agent.inference.marks import Marks, new_memory
 from agent.inference.messages import Prediction
 from agent.inference.pipeline import Pipeline
+from agent.orders import PipelineOrder
 from agent.sources.states import SourceState
 from benchmarks.detection.labels import read_labels
 from benchmarks.detection.matching import Found, Tally, match
+from fleet.registry.drafts import load_draft
 from fleet.registry.importing import inspect_upload
 from protocol.clock import SystemClock
-from runtime.manifest import load_draft
+from protocol.decoding import decode
 from runtime.probe import inspect_model, self_test
 
 pytestmark = pytest.mark.needs_data
@@ -56,8 +58,8 @@ def test_the_pipeline_sees_the_vehicles_of_three_pictures(slot: Path, line: Line
     for labeled in PICTURES:
         (pictures / labeled.source).write_bytes((data_dir / "images" / labeled.source).read_bytes())
     seen: list[Prediction] = []
-    config = PipelineConfig.model_validate(
-        {"name": "road", "line": "traffic", "source": {"kind": "folder", "path": str(pictures), "fps": 2, "loop": True}}
+    config = decode(
+        PipelineOrder, {"name": "road", "line": "traffic", "source": {"kind": "folder", "path": str(pictures), "fps": 2, "loop": True}}
     )
     pipeline = Pipeline(
         config,

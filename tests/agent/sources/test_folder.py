@@ -8,7 +8,7 @@ import pytest
 from simulators.clock import FakeClock
 from simulators.videos import BLUE, GREEN, RED, write_picture
 
-from agent.config import FolderSource
+from agent.orders import FolderSource
 from agent.sources.base import DecodeError, SourceEndedError, SourceLostError
 from agent.sources.folder import PictureFolder
 

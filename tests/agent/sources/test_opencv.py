@@ -10,7 +10,8 @@ import pytest
 from simulators.mjpeg import MjpegCamera, jpeg
 from simulators.videos import BLUE, GREEN, RED, write_picture, write_video
 
-from agent.config import CameraSource, PipelineConfig, StreamSource, VideoSource
+from agent.config import PipelineConfig
+from agent.orders import CameraSource, StreamSource, VideoSource
 from agent.settings.overlaying import resolve_secrets
 from agent.sources.base import Array, DecodeError, Source, SourceEndedError, SourceLostError
 from agent.sources.opencv import Camera, VideoFile, load_cv2, read_picture

@@ -16,7 +16,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from simulators.plain_broker import PlainBroker
 from waiting import wait_until
 
-from agent.config import SensorSource
+from agent.orders import SensorSource
 from agent.sources.base import DecodeError, Grabbed, SourceLostError
 from agent.sources.sensor import GapPolicy, SensorStream, parse_reading
 from protocol.clock import SystemClock

@@ -12,7 +12,7 @@ from simulators.mjpeg import SECRET, MjpegCamera, jpeg
 from simulators.videos import GREEN, RED
 from waiting import wait_until
 
-from agent.config import StreamSource
+from agent.orders import StreamSource
 from agent.sources.base import DecodeError, Need
 from agent.sources.decoders import Choice, Decoder, Tries
 from agent.sources.opencv import Opening

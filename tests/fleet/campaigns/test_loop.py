@@ -13,12 +13,12 @@ from fleet.db import Connection
 from fleet.devices import groups
 from fleet.monitoring import store as monitoring_store
 from fleet.registry import service as releases
+from fleet.registry.drafts import parse_draft
 from fleet.registry.model import ReleaseState
 from fleet.registry.store import director_metadata
 from protocol.clock import to_unix_ms
 from protocol.errors import ConflictError, ForbiddenError, TrustError
 from protocol.ids import DeviceId
-from runtime.manifest import parse_draft
 
 
 def say_runtimes(fleet, device: DeviceId, *names: str, capabilities: tuple[str, ...] | list[str] = ()):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from fleet.registry import evaluation
+from fleet.registry.drafts import complete, parse_draft
 from fleet.registry.evaluation import MIN_ROWS, open_evaluation, pack_folder
 from protocol.errors import InvalidError
 from runtime.base import ModelTensors, TensorSpec
-from runtime.manifest import FileEntry, ModelManifest, complete, parse_draft
+from runtime.manifest import FileEntry, ModelManifest
 
 LABELS = ["cat", "dog"]
 N = MIN_ROWS

@@ -9,11 +9,11 @@ from onnx import TensorProto, helper, numpy_helper
 from registries import ANNA, DIGITS, T0
 
 from fleet.registry import service
+from fleet.registry.drafts import load_draft, parse_draft
 from fleet.registry.importing import inspect_upload
 from protocol.errors import InvalidError
 from runtime.golden import MAX_GOLDEN_BYTES, compare, decode
 from runtime.inputs import Layout, TensorDescription
-from runtime.manifest import load_draft, parse_draft
 from runtime.preprocess import Preprocessor, plan_for
 from runtime.probe import run_goldens
 

@@ -13,6 +13,7 @@ from simulators.task_models import counter_slot, halving_slot, yolo_slot
 
 from agent.slots import SLOT_FILES
 from fleet.registry import profiling, service, store
+from fleet.registry.drafts import load_draft, parse_draft
 from fleet.registry.evaluation import Evaluation
 from fleet.registry.importing import inspect_upload
 from fleet.registry.model import ModelVersion, ReleaseState
@@ -27,7 +28,7 @@ from protocol.trust.metadata import parse_target_path
 from runtime.base import BackendOptions
 from runtime.features import Extractor
 from runtime.loader import load_first, read_slot
-from runtime.manifest import from_bytes, load_draft, parse_draft
+from runtime.manifest import from_bytes
 from runtime.postprocess import answerer_for
 from runtime.preprocess import Preprocessor, compile_plan
 

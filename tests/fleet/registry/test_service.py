@@ -1,5 +1,7 @@
 """From a file to a published release that a device finds: import, compose, approve, sign, publish."""
 
+from dataclasses import replace
+
 import pytest
 from registries import ANNA, BERT, DIGITS, T0, pass_days
 from simulators.trust_device import TrustDevice
@@ -7,13 +9,13 @@ from simulators.trust_device import TrustDevice
 from fleet import audit
 from fleet.registry import service, store
 from fleet.registry.director import Order, OrderedLine
+from fleet.registry.drafts import load_draft
 from fleet.registry.model import ModelVersion, ReleaseState
 from fleet.registry.service import ReleaseModel
 from fleet.registry.signing import load_key, sign_line_role
 from protocol.errors import ConflictError, InvalidError, NotFoundError, TrustError
 from protocol.ids import DeviceId, LineName, ReleaseVersion, TenantId
 from runtime.golden import decode
-from runtime.manifest import load_draft
 
 LINE = LineName("digits")
 CAM = DeviceId("cam-1")
@@ -87,7 +89,7 @@ def test_a_truncated_model_is_refused(registry, tmp_path):
 
 def test_a_draft_that_does_not_fit_the_model_is_refused_with_what_was_seen_and_wanted(registry):
     draft = load_draft(DIGITS / "onnx.toml")
-    short = draft.model_copy(update={"labels": draft.labels[:3]})
+    short = replace(draft, labels=draft.labels[:3])
     with pytest.raises(InvalidError, match=r"3 entries.*10 classes"):
         service.import_model(registry, tenant=T0, by=ANNA, model="x", file=DIGITS / "models/1.0/onnx/model.onnx", draft=short)
 

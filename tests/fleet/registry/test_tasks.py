@@ -11,11 +11,12 @@ from registries import ANNA, T0
 from simulators.task_models import counter_slot, halving_slot, ssd_slot, yolo_slot
 
 from fleet.registry import service
+from fleet.registry.drafts import parse_draft
 from protocol.errors import InvalidError
 from protocol.files import digest_of_file
 from protocol.ids import LineName
 from runtime.golden import MAX_GOLDEN_BYTES, decode
-from runtime.manifest import from_bytes, parse_draft
+from runtime.manifest import from_bytes
 from runtime.probe import self_test
 
 KEPT = {"task", "labels", "preprocess", "window", "device_types"}

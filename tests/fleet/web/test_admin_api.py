@@ -10,11 +10,12 @@ import pytest
 from console_site import DEVICE_TYPE, DIGITS, PASSWORD, ConsoleSite, upload_digits
 
 from fleet.governance.permissions import ACTIONS, PERMISSIONS
+from fleet.registry.drafts import load_draft
 from fleet.registry.signing import load_key, sign_line_role
 from fleet.web import admin_api
 from fleet.web.admin import alarms, alerts, bundles, campaigns, configurations, devices, drift, governance, people, references, registry
+from protocol.decoding import encode, without_none
 from protocol.ids import LineName
-from runtime.manifest import load_draft
 
 
 @dataclass
@@ -321,7 +322,7 @@ def test_a_campaign_that_compares_says_how_and_shows_what_devices_said(console: 
 )
 def test_what_is_no_model_or_no_manifest_is_refused_by_name(who: People, data: bytes | None, manifest: str | None, told: str):
     file = data if data is not None else (DIGITS / "models" / "1.0" / "onnx" / "model.onnx").read_bytes()
-    draft = load_draft(DIGITS / "onnx.toml").model_dump(mode="json", exclude_none=True)
+    draft = without_none(encode(load_draft(DIGITS / "onnx.toml")))
     answer = who.operator.post(
         "/models", data={"name": "bad", "manifest": manifest or json.dumps(draft)}, files={"file": ("m.onnx", file)}, timeout=120
     )

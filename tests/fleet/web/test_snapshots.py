@@ -13,8 +13,8 @@ from serving import serving
 from simulators.calls import CallSimulator, jpeg
 
 from fleet.web.app import console_app
+from protocol.look import MAX_JPEG_BYTES
 from protocol.snapshots import SnapshotAnswer
-from protocol.views import MAX_JPEG_BYTES
 
 PICTURE = jpeg(64, 48)
 GIVEN = SnapshotAnswer.of(PICTURE, width=64, height=48, at=1_772_323_200_000).model_dump(mode="json")
