@@ -174,3 +174,5 @@ class Capture:
             infer_s=sum(feed.infer_s for feed in feeds),
             inferred=sum(feed.inferred for feed in feeds),
         )
+        if self.handover.is_in_place and len(self._feeds) == 1:
+            self._pictures.trim()

@@ -93,8 +93,14 @@ class PicturePool:
         #: Held for a moment by whoever counts holders; and the pictures that nobody holds.
         self.lock = threading.Lock()
         self.free: list[Picture] = []
-        #: How many were made so far.
+        #: How many hold memory.
         self.made = 0
+
+    def trim(self) -> None:
+        """Let go of all but one that nobody holds: those that waited beside a frame which another thread inferred."""
+        with self.lock:
+            self.made -= len(self.free[1:])
+            del self.free[1:]
 
     def take(self) -> Picture:
         """A picture to decode into, held once by the caller."""

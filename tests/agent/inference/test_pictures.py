@@ -43,6 +43,20 @@ def test_memory_is_used_again_when_the_last_holder_is_done():
     assert pool.made == 2
 
 
+def test_memory_that_nobody_needs_any_more_is_let_go():
+    pool = PicturePool()
+    held, *others = [pool.take() for _ in range(3)]
+    for picture in others:
+        picture.release()
+    pool.trim()
+    assert (pool.made, len(pool.free)) == (2, 1)
+    assert pool.take() in others
+    pool.trim()
+    held.release()
+    assert pool.take() is held
+    assert pool.made == 2
+
+
 def test_one_frame_is_prepared_once_per_plan_and_the_next_one_anew():
     inputs, preprocessor = Inputs(), Counting()
     inputs.frame = 1

@@ -188,6 +188,17 @@ def test_whoever_infers_the_frames_come_in_their_order_and_each_is_counted(make_
     assert count.grabbed == count.inferred + sum(count.dropped.values())
 
 
+def test_a_source_whose_frames_are_inferred_in_place_holds_one_picture(make_run, line: Line, tmp_path: Path):
+    assert line.activate(make_slot(tmp_path / "a"), RuntimeConfig()).ok
+    run = make_run(open_source=lambda *_: SceneCamera(plain(RED), fps=20.0))
+    may_go_on = threading.Event()
+    pipeline = run({"kind": "camera"}, on_prediction=lambda _: may_go_on.wait(60))
+    capture = pipeline._source.capture
+    wait_until(lambda: capture.pictures_made == 2, what="a second picture beside the one that is inferred")
+    may_go_on.set()
+    wait_until(lambda: capture.handover.is_in_place and capture.pictures_made == 1, what="one picture")
+
+
 def test_stopping_counts_what_was_waiting(run, line: Line, tmp_path: Path):
     assert line.activate(make_slot(tmp_path / "a"), RuntimeConfig()).ok
     pipeline = run({"kind": "video", "path": str(write_video(tmp_path / "v.avi", [RED] * 30, fps=100)), "loop": True})
