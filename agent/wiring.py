@@ -103,6 +103,8 @@ class Parts:
         self.comparing = self._make_comparing()
         self.measuring = self._make_measuring()
         self.joined = None if identity is None else self._join(identity)
+        #: The attack indicator of which the server was told.
+        self._told_attack = ""
 
     def find_identity(self) -> Identity | None:
         """The identity that is there and can be used; why there is none is a condition."""
@@ -325,11 +327,17 @@ class Parts:
     # --- who hears what ---
 
     def on_check(self, state: CheckState) -> None:
-        """On the poller's thread: a check that failed is a condition until one succeeds."""
+        """On the poller's thread: a check that failed is a condition until one succeeds; what looks like an attack is reported at once."""
         error, code = state.error, "update_check_failed"
         if error is not None and error.family == TrustError.__name__:
             code = "metadata_stale" if error.code == "freeze" else "trust_refused"
-        self.conditions.replace("check", [] if error is None else [(code, error.text, "")])
+        # the code first: it is the one that the page "why was my update refused" lists
+        text = "" if error is None else error.text if code == "update_check_failed" else f"{error.code}: {error.text}"
+        self.conditions.replace("check", [] if error is None else [(code, text, "")])
+        if state.attack_indicator != self._told_attack:
+            self._told_attack = state.attack_indicator
+            for line in (*self.machine.lines(),) or ("",):
+                self._request_report(line)
 
     def _on_line(self, line: LineName) -> None:
         self.line_news.changed(line, self.machine.state_of(line))

@@ -180,7 +180,7 @@ class Poller:
     def check_stick(self, folder: Path) -> CheckAnswer | None:
         """Ask a stick in place of the server and act on the answer, from any thread; None when this device is not able to ask yet.
 
-        A stick that is refused changes nothing but the attack indicator: the server is asked as before.
+        A stick that is refused changes nothing but the attack indicator, which is told at once: the server is asked as before.
         """
         with self._looking:
             wish = self._full_wish()
@@ -191,6 +191,7 @@ class Poller:
                 self._take(answer)
             elif answer.error.family == TrustError.__name__:
                 self._state = replace(self._state, attack_indicator=answer.error.code)
+                self._on_check(self._state)
         return answer
 
     def _full_wish(self) -> CheckWish | None:

@@ -260,7 +260,8 @@ def judge(assigned: Assigned, wanted: Collection[Digest], report: VersionReport,
         if report.healthy_inferences >= min_inferences:
             return Verdict(UpdateState.UPDATED)
         return Verdict(None, "unverified", f"{report.healthy_inferences} healthy inferences of {min_inferences} wanted")
-    return Verdict(None, report.update_state if is_about_this else "")
+    # a device that trusts the offer not has no update of it: what it refused is all that it says
+    return Verdict(None, report.update_state if is_about_this else report.attack_indicator)
 
 
 def judge_candidate(assigned: Assigned, wanted: Collection[Digest], report: VersionReport) -> Verdict:

@@ -431,9 +431,9 @@ def _time_out(tx: db.Connection, campaign: Campaign, now: datetime) -> None:
     if not late:
         return
     text = f"No verdict within {campaign.timeout_s} s."
-    store.save_updates(
-        tx, campaign.tenant, [replace(u, state=UpdateState.TIMED_OUT, reason="timed_out", text=text, updated_at=now) for u in late]
-    )
+    said = {update.device: f" It said last: {update.reason} {update.text}".rstrip() for update in late if update.reason}
+    over = [replace(u, state=UpdateState.TIMED_OUT, reason="timed_out", text=text + said.get(u.device, ""), updated_at=now) for u in late]
+    store.save_updates(tx, campaign.tenant, over)
     detail = {"devices": [update.device for update in late]}
     _record(tx, campaign, LOOP, "campaign.devices-timed-out", now, reason=text, detail=detail)
 

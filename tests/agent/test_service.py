@@ -276,8 +276,22 @@ def test_a_check_that_fails_is_a_condition_of_its_kind_until_one_goes_well(tmp_p
     service = start(settings(tmp_path))
     service.parts.on_check(CheckState(error=CheckError(family, code, "As seen.")))
     assert condition in codes(service)
+    text = next(one.text for one in service.parts.conditions.active() if one.code == condition)
+    assert text == ("As seen." if family == "TransferError" else f"{code}: As seen.")
     service.parts.on_check(CheckState())
     assert condition not in codes(service)
+
+
+def test_what_looks_like_an_attack_is_reported_at_once(tmp_path, api, server, start):
+    config = settings(tmp_path)
+    join(api, config)
+    service = start(config)
+    wait_until(api.reports)
+    wait_until(lambda: service.parts.joined.reporter.sent == len(api.reports()))
+    before = len(api.reports())
+    service.parts.on_check(CheckState())
+    service.parts.on_check(CheckState(attack_indicator="bad-signature"))
+    wait_until(lambda: len(api.reports()) > before)
 
 
 def test_a_full_disk_is_told_and_ends_without_loss(tmp_path, api, server, start):

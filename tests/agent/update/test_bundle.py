@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from simulators.clock import FakeClock
@@ -224,7 +225,7 @@ def test_a_full_disk_is_this_devices(state, stick, tmp_path):
 # --- the poller ---
 
 
-def make_poller(device: DeviceSimulator, answer: CheckAnswer, asked: list[list[str]]) -> Poller:
+def make_poller(device: DeviceSimulator, answer: CheckAnswer, asked: list[list[str]], **options: Any) -> Poller:
     def ask_stick(command: list[str]) -> CheckAnswer:
         asked.append(command)
         return answer
@@ -238,6 +239,7 @@ def make_poller(device: DeviceSimulator, answer: CheckAnswer, asked: list[list[s
         wish=lambda: wish,
         poll_s=lambda: 900.0,
         ask_stick=ask_stick,
+        **options,
     )
 
 
@@ -251,10 +253,11 @@ def test_what_a_stick_assigns_goes_to_the_same_machine_and_raises_the_same_floor
 
 
 def test_a_hostile_stick_is_an_indicator_of_attack_and_no_failure_of_the_server():
-    device = DeviceSimulator()
-    poller = make_poller(device, CheckAnswer(error=CheckError("TrustError", "bad-signature", "No.")), [])
+    device, told = DeviceSimulator(), []
+    poller = make_poller(device, CheckAnswer(error=CheckError("TrustError", "bad-signature", "No.")), [], on_check=told.append)
     poller.check_stick(Path("/media/stick"))
     assert (poller.state.attack_indicator, poller.state.error) == ("bad-signature", None)
+    assert told == [poller.state]
     assert device.store.updates == {}
 
 

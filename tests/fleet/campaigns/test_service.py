@@ -170,6 +170,22 @@ def test_a_failure_report_about_an_earlier_assignment_or_attempt_does_not_count(
     assert fleet.states(made) == {"cam-1": "assigned"}
 
 
+def test_a_device_that_does_not_trust_what_it_was_told_says_so_in_the_campaign_also_when_its_time_is_over(make_fleet, clock: FakeClock):
+    fleet = make_fleet("cam-1", "cam-2")
+    release = fleet.release("1.0")
+    made = fleet.campaign(timeout_s=3600)
+    fleet.report("cam-1", release, update_state="idle", assignment="", slots=[], attack_indicator="bad-signature")
+    updates = {update.device: update for update in campaigns.list_updates(fleet.registry.database, T0, made.campaign)}
+    assert (str(updates["cam-1"].state), updates["cam-1"].reason) == ("assigned", "bad-signature")
+    assert updates["cam-2"].reason == ""
+    clock.advance(3601)
+    fleet.tick()
+    updates = {update.device: update for update in campaigns.list_updates(fleet.registry.database, T0, made.campaign)}
+    assert {update.reason for update in updates.values()} == {"timed_out"}
+    assert "bad-signature" in updates["cam-1"].text
+    assert "said" not in updates["cam-2"].text
+
+
 def test_without_a_verdict_in_time_a_device_counts_as_timed_out_and_a_late_report_still_counts(make_fleet, clock: FakeClock):
     fleet = make_fleet(*(f"cam-{n}" for n in range(12)))
     release = fleet.release("1.0")
