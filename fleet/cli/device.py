@@ -38,7 +38,7 @@ def list_devices(
         return
     columns = (
         ("DEVICE", lambda row: row["device"]),
-        ("PRESENCE", lambda row: row["presence"]),
+        ("PRESENCE", lambda row: row["presence"] if row["state"] == "enrolled" else row["state"]),
         ("HEALTH", lambda row: row["health"]),
         ("RUNS", lambda row: [f"{line['line']} {line['installed'] or 'nothing'}" for line in row["lines"]]),
         ("GROUP", lambda row: row["group"]),
@@ -191,42 +191,55 @@ _PATH_MARKS = {"done": "", "now": ">", "bad": "!", "ahead": "."}
 
 
 def _show(found: dict[str, Any]) -> None:
+    is_member = found["state"] == "enrolled"
     output.facts(
         {
             "device": found["device"],
-            "presence": found["presence"],
+            "presence": found["presence"] if is_member else found["state"],
             "health": found["health"],
             "last seen": output.moment(found["last_seen"]),
             "type": found["device_type"],
             "group": found["group"],
             "site": found["site"],
             "agent": found["agent_version"],
+            "certificate": f"until {output.moment(found['certificate_ends_at'])}" if is_member else "refused",
             "labels": [f"{name}={value}" for name, value in sorted(found["labels"].items())],
         }
     )
     for one in found["conditions"]:
         output.data(f"\n{one['severity']}: {one['code']}: {one['text']}")
     for line in found["lines"]:
-        output.data(
-            f"\nline {line['line']}: {line['state']}, installed {line['installed'] or 'nothing'}, wanted {line['desired'] or 'nothing'}"
-        )
-        if line["path"]:
-            output.data("  " + "  ".join(f"{_PATH_MARKS[point['kind']]}{point['state']}" for point in line["path"]))
-        if line["waits_for"]:
-            output.data(f"  waits for {line['waits_for']}{' until ' + output.moment(line['until']) if line['until'] else ''}")
-        if line["reason"]:
-            output.data(f"  {line['reason']}: {line['text']}")
-        for slot in found["slots"]:
-            if slot["line"] == line["line"]:
-                marks = ("active" if slot["active"] else "inactive") + (", committed" if slot["committed"] else ", on probation")
-                output.data(f"  slot {slot['slot']}: {slot['release']} ({marks})")
-        for item in line["blocked"]:
-            output.data(f"  refuses {item['release']}: {item['reason']}: {item['text']}")
-        for step in line["history"]:
-            why = f" ({step['reason']}: {step['text']})" if step["reason"] else ""
-            output.data(f"  {output.moment(step['at'])}  {step['release']}  {step['state']}{why}")
+        _show_line(line, [slot for slot in found["slots"] if slot["line"] == line["line"]])
     for one in found["pipelines"]:
         output.data(f"\npipeline {one['name']}: {one['source']['kind']} -> {one['line']}, backend {one.get('effective') or 'not reported'}")
+
+
+def _show_line(line: dict[str, Any], slots: list[dict[str, Any]]) -> None:
+    output.data(
+        f"\nline {line['line']}: {line['state']}, installed {line['installed'] or 'nothing'}, wanted {line['desired'] or 'nothing'}"
+    )
+    if line["path"]:
+        output.data("  " + "  ".join(f"{_PATH_MARKS[point['kind']]}{point['state']}" for point in line["path"]))
+    if line["waits_for"]:
+        output.data(f"  waits for {line['waits_for']}{' until ' + output.moment(line['until']) if line['until'] else ''}")
+    if line["reason"] or line["text"]:
+        output.data(f"  {line['reason'] + ': ' if line['reason'] else ''}{line['text']}")
+    if line["transfer"]:
+        output.data(f"  transfer: {line['transfer']}")
+    for slot in slots:
+        output.data(f"  slot {slot['slot']}: {slot['release']} ({_slot_words(slot)})")
+    for item in line["blocked"]:
+        output.data(f"  refuses {item['release']}: {item['reason']}: {item['text']}")
+    for step in line["history"]:
+        why = f" ({step['reason']}: {step['text']})" if step["reason"] else ""
+        output.data(f"  {output.moment(step['at'])}  {step['release']}  {step['state']}{why}")
+
+
+def _slot_words(slot: dict[str, Any]) -> str:
+    """A slot that is neither active nor committed is not used: it was left behind, or waits to be activated."""
+    if slot["active"]:
+        return "active, committed" if slot["committed"] else "active, on probation"
+    return "inactive, committed" if slot["committed"] else "inactive"
 
 
 def _read_json(path: Path) -> list[Any]:

@@ -48,6 +48,13 @@ def summary(topic: str, body: dict[str, Any]) -> str:
         case "status":
             return str(body.get("presence", ""))
         case "model":
-            return ", ".join(f"{line['line']} {line.get('installed') or 'nothing'} {line['state']}" for line in body.get("lines", []))
+            return ", ".join(_line_words(line) for line in body.get("lines", []))
         case _:
             return ""
+
+
+def _line_words(line: dict[str, Any]) -> str:
+    """Where the update of a line is, which release it brings, and why it stopped."""
+    installed, desired = line.get("installed") or "nothing", line.get("desired")
+    release = f"{installed} -> {desired}" if desired and desired != installed else installed
+    return f"{line['line']} {release} {line['state']}" + (f" ({line['reason']})" if line.get("reason") else "")

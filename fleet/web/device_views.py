@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from fleet.campaigns import service as campaigns
-from fleet.campaigns.model import Assigned
+from fleet.campaigns.model import Assigned, ReportChannel, StoredReport
 from fleet.configurations import service as configurations
 from fleet.configurations.service import DeviceConfiguration
 from fleet.db import Database
 from fleet.devices import service as devices
 from fleet.devices.model import Device, DeviceFilter
+from fleet.devices.model import DeviceState as EnrollmentState
 from fleet.monitoring import service as monitoring
 from fleet.monitoring import store as monitoring_store
 from fleet.monitoring.model import Condition, DeviceState, DeviceView, EventRow, Health, TelemetryRow
@@ -42,7 +43,8 @@ from fleet.web.views import (
 from protocol.clock import from_unix_ms
 from protocol.events import Phase, RuleEvent
 from protocol.ids import DeviceId, DeviceTypeName, GroupName, SiteName, TenantId
-from protocol.messages import Inference, Info, LineState, ModelState, Reported, TelPerf, TelSys
+from protocol.messages import Inference, Info, LineState, ModelState, Presence, Reported, TelPerf, TelSys
+from protocol.reasons import REASONS, UNLISTED
 
 M = TypeVar("M", bound=BaseModel)
 #: How far back the chart of a device reaches.
@@ -59,6 +61,9 @@ MOVING = frozenset(
 _WAY = ("downloading", "verifying", "installing", "waiting", "activating", "probing", "committing", "succeeded")
 #: Where an update ends that something stopped; `rolling_back` leads there.
 _STOPPED = frozenset({"failed", "rolling_back", "rolled_back", "inconsistent"})
+#: Conditions by which a device says itself that it refused something.
+_REFUSALS = frozenset({"trust_refused", "metadata_stale"})
+_CHANNELS = {ReportChannel.ONLINE: "over the network", ReportChannel.BUNDLE: "on a stick"}
 _SEVERITY_ORDER = {"error": 0, "warning": 1, "info": 2}
 
 
@@ -68,6 +73,7 @@ class DeviceFacts:
 
     detail: devices.DeviceDetail
     configuration: DeviceConfiguration
+    report: StoredReport | None
     view: DeviceView
     states: Mapping[str, DeviceState]
     assigned: Sequence[Assigned]
@@ -83,6 +89,7 @@ def load_facts(database: Database, tenant: TenantId, device: DeviceId, *, now: d
     return DeviceFacts(
         detail=devices.get_detail(database, tenant, device),
         configuration=configurations.of_device(database, tenant, device),
+        report=campaigns.find_report(database, tenant, device),
         view=monitoring.get_view(database, tenant, device),
         states=monitoring.list_states(database, tenant, device),
         assigned=campaigns.list_assigned(database, tenant, device),
@@ -104,7 +111,7 @@ def device_page(facts: DeviceFacts, *, now: datetime) -> DevicePage:
         group=device.group,
         site=device.site or "",
         revision=device.revision,
-        presence=presence_word(view),
+        presence=presence_word(device, view),
         health=str(view.health),
         last_seen=view.last_seen,
         agent_version=view.agent_version or device.agent_version,
@@ -112,7 +119,7 @@ def device_page(facts: DeviceFacts, *, now: datetime) -> DevicePage:
         desired_rev=facts.detail.twin.desired_rev or None,
         applied_rev=reported.desired_rev if reported else None,
         config_errors=dict(reported.errors) if reported else {},
-        conditions=condition_views(view.conditions),
+        conditions=condition_views(view.conditions) + refusal_views(facts.report, view.conditions),
         runtimes=tuple(RuntimeView(one.name, one.version, one.state) for one in info.runtimes) if info else (),
         pipelines=pipeline_views(facts, info, reported),
         lines=line_views(facts.states.get("model"), facts.assigned),
@@ -121,6 +128,8 @@ def device_page(facts: DeviceFacts, *, now: datetime) -> DevicePage:
         predictions=prediction_views(facts.predictions),
         events=tuple(event_view(row) for row in facts.events),
         configuration=configuration_view(facts.configuration),
+        is_revoked=device.state is EnrollmentState.REVOKED,
+        certificate_ends_at=device.certificate_ends_at,
         points_json=json.dumps(chart_points(facts.perf)),
     )
 
@@ -144,15 +153,27 @@ def configuration_view(found: DeviceConfiguration) -> ConfigurationView | None:
     )
 
 
-def presence_word(view: DeviceView) -> str:
-    """online, offline or sleeping; empty for a device that never spoke."""
-    return str(view.presence) if view.last_seen is not None else ""
+def presence_word(device: Device, view: DeviceView) -> str:
+    """online, offline or sleeping; empty for a device that never spoke. Who was revoked is offline: its broker forgets its Will."""
+    if view.last_seen is None:
+        return ""
+    return str(Presence.OFFLINE if device.state is EnrollmentState.REVOKED else view.presence)
 
 
 def condition_views(conditions: Iterable[Condition], *, device: str = "") -> tuple[ConditionView, ...]:
     """The worst first, each with what to do."""
     made = [ConditionView(one.code, str(one.severity), one.text, one.since, ADVICE.get(one.code, ""), device) for one in conditions]
     return tuple(sorted(made, key=lambda one: (_SEVERITY_ORDER.get(one.severity, 9), one.code)))
+
+
+def refusal_views(report: StoredReport | None, conditions: Iterable[Condition]) -> tuple[ConditionView, ...]:
+    """What the newest signed report says was refused as hostile or stale, when no condition tells it: on a stick, or before a restart."""
+    code = report.report.attack_indicator if report else ""
+    if report is None or not code or any(one.code in _REFUSALS for one in conditions):
+        return ()
+    reason = REASONS.get(code, REASONS[UNLISTED])
+    text = f"{code}: {reason.meaning} Its signed report says so, which came {_CHANNELS[report.channel]}."
+    return (ConditionView("trust_refused", "error", text, report.received_at, reason.advice),)
 
 
 def line_views(state: DeviceState | None, assigned: Sequence[Assigned]) -> tuple[LineView, ...]:
@@ -393,7 +414,7 @@ def device_row(device: Device, view: DeviceView, models: DeviceState | None) -> 
         device_type=device.device_type,
         group=device.group,
         site=device.site or "",
-        presence=presence_word(view),
+        presence=presence_word(device, view),
         health=str(view.health),
         worst=worst[0].code if worst and view.health is not Health.HEALTHY else "",
         last_seen=view.last_seen,
@@ -401,6 +422,7 @@ def device_row(device: Device, view: DeviceView, models: DeviceState | None) -> 
             LineSummary(line.line, line.installed, line.desired, line.state, line.progress, line.reason, line.is_moving)
             for line in line_views(models, ())
         ),
+        is_revoked=device.state is EnrollmentState.REVOKED,
     )
 
 

@@ -133,6 +133,8 @@ class DeviceRow:
     worst: str
     last_seen: datetime | None
     lines: tuple[LineSummary, ...] = ()
+    #: Its certificate is refused: it is not of the fleet any more.
+    is_revoked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +333,10 @@ class DevicePage:
     predictions: tuple[PredictionView, ...]
     events: tuple[EventView, ...]
     configuration: ConfigurationView | None = None
+    #: Its certificate is refused: it is not of the fleet any more.
+    is_revoked: bool = False
+    #: When its certificate ends unless it is renewed.
+    certificate_ends_at: datetime | None = None
     #: JSON list of {t, p50, p95, fps} of the pipeline that the chart shows, oldest first.
     points_json: str = "[]"
 

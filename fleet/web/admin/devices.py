@@ -9,7 +9,7 @@ from pydantic import Field
 from fleet import loop
 from fleet.devices import enrollment, groups, service, twins
 from fleet.devices.enrollment import Invite
-from fleet.devices.model import ConsentRule, DeviceType, EnrollmentToken, Group, Site, parse_config, parse_pipelines
+from fleet.devices.model import ConsentRule, DeviceState, DeviceType, EnrollmentToken, Group, Site, parse_config, parse_pipelines
 from fleet.monitoring import service as monitoring
 from fleet.monitoring import snapshots
 from fleet.monitoring.model import EventRow, TelemetryRow
@@ -563,6 +563,7 @@ def _device(request: Request, caller: Caller, device: DeviceId) -> Response:
         "group": page.group,
         "site": page.site or None,
         "state": str(facts.detail.device.state),
+        "certificate_ends_at": rest.iso(page.certificate_ends_at),
         "revision": page.revision,
         "presence": page.presence or "offline",
         "health": page.health,
@@ -628,6 +629,7 @@ def _row_json(row: DeviceRow) -> dict[str, Any]:
         "device_type": row.device_type,
         "group": row.group,
         "site": row.site or None,
+        "state": str(DeviceState.REVOKED if row.is_revoked else DeviceState.ENROLLED),
         "presence": row.presence or "offline",
         "health": row.health,
         "worst": row.worst or None,

@@ -88,4 +88,11 @@ def test_a_message_is_summed_up_in_a_few_words():
     assert summary("tel/perf", perf) == "front: 9.5 frames/s, p50 3.0 ms, onnx:cpu"
     assert summary("status", {"presence": "online"}) == "online"
     assert summary("inf/front", {"top": [{"label": "7", "score": 0.91}], "release": "1.0"}) == "7 0.91 (1.0)"
+    lines = [
+        {"line": "digits", "desired": "1.1", "installed": "1.0", "state": "failed", "reason": "golden_mismatch"},
+        {"line": "gauges", "desired": "2", "installed": "2", "state": "succeeded", "reason": ""},
+        {"line": "new", "desired": "1", "state": "downloading"},
+    ]
+    said = "digits 1.0 -> 1.1 failed (golden_mismatch), gauges 2 succeeded, new nothing -> 1 downloading"
+    assert summary("model", {"lines": lines}) == said
     assert summary("unknown/x", json.loads("{}")) == ""

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable
@@ -93,6 +94,57 @@ def test_lists_are_tables_for_people_and_json_for_programs(run: Run):
     shown = run("device", "show", "cam-1")
     assert "source_lost" in shown.out
     assert "slot a: 1.0 (active, committed)" in shown.out
+    assert re.search(r"certificate +until \d{4}-\d\d-\d\d", shown.out)
+
+
+def test_a_device_that_waits_says_what_for_what_to_do_and_what_it_has_in_its_slots(run: Run, site: ConsoleSite):
+    site.enroll("cam-waits")
+    site.online("cam-waits")
+    slots = [
+        {
+            "line": "digits",
+            "slot": slot,
+            "active": slot == "b",
+            "committed": False,
+            "release": "1.0",
+            "counter": 1,
+            "sha256": f"sha256:{'a' * 64}",
+        }
+        for slot in "ab"
+    ]
+    line = {
+        "line": "digits",
+        "desired": "1.1",
+        "installed": "1.0",
+        "state": "waiting",
+        "waits_for": "consent",
+        "text": "Somebody says yes.",
+    }
+    site.say("cam-waits", "model", lines=[{**line, "transfer": "delta", "bytes_needed": 1234}], slots=slots, history=[])
+    shown = run("device", "show", "cam-waits").out
+    for wanted in (
+        "waits for consent",
+        "Somebody says yes.",
+        "transfer: as a delta of 1.2 kB",
+        "slot a: 1.0 (inactive)",
+        "slot b: 1.0 (active, on probation)",
+    ):
+        assert wanted in shown, wanted
+
+
+def test_a_revoked_device_is_told_apart_from_one_that_is_online(run: Run, site: ConsoleSite):
+    site.enroll("cam-gone")
+    site.online("cam-gone")
+    assert run("device", "revoke", "cam-gone", "--yes", "--reason", "stolen").code == 0
+    shown, row = (
+        run("device", "show", "cam-gone").out,
+        next(row for row in run("device", "list").out.splitlines() if row.startswith("cam-gone")),
+    )
+    assert re.search(r"presence +revoked\n", shown)
+    assert re.search(r"certificate +refused\n", shown)
+    assert row.split()[1] == "revoked"
+    document = run("device", "show", "cam-gone", "--json").document
+    assert (document["state"], document["presence"]) == ("revoked", "offline")
 
 
 @pytest.mark.parametrize(
@@ -307,6 +359,20 @@ def test_what_is_no_report_on_a_stick_is_named_and_the_rest_is_taken(run: Run, s
     assert set(results.values()) == {"refused"}
     assert len(results) == 6
     assert "\x1b" not in run("bundle", "import-reports", str(stick)).out
+
+
+def test_what_a_device_refused_out_of_the_servers_sight_is_told_when_its_report_comes(run: Run, site: ConsoleSite, tmp_path: Path):
+    enrolled, reports = site.enroll("cam-lured"), tmp_path / "reports"
+    site.online("cam-lured")
+    reports.mkdir()
+    now = to_unix_ms(site.services.clock.now())
+    values = {"tenant": "t0", "boot_id": "b", "time": now, "time_floor": now, "update_state": "idle"}
+    report = VersionReport(device="cam-lured", report_counter=1, attack_indicator="bad-signature", **values)
+    (reports / "cam-lured.json").write_bytes(report_file("cam-lured", sign_report(enrolled.key, report)))
+    assert run("bundle", "import-reports", str(tmp_path)).code == 0
+    shown = run("device", "show", "cam-lured").out
+    assert "error: trust_refused: bad-signature: Too few of the trusted keys signed the metadata." in shown
+    assert "on a stick" in shown
 
 
 def test_who_may_not_make_sticks_makes_none(run: Run, tmp_path: Path):

@@ -193,6 +193,7 @@ def test_pipelines_are_replaced_as_a_whole_and_only_against_what_was_seen(who: P
 
 def test_labels_groups_and_revocation(who: People, console: ConsoleSite):
     console.enroll("cam-moved")
+    console.online("cam-moved")
     etag = who.operator.get("/devices/cam-moved").headers["etag"]
     labeled = who.operator.put("/devices/cam-moved/labels", json={"labels": {"floor": "2"}}, headers={"If-Match": etag})
     assert labeled.json()["labels"] == {"floor": "2"}
@@ -202,6 +203,8 @@ def test_labels_groups_and_revocation(who: People, console: ConsoleSite):
     assert slug(who.operator.request("DELETE", "/groups/upstairs", headers={"If-Match": "*"})) == (409, "conflict")
     gone = who.operator.post("/devices/cam-moved/revoke", json={"reason": "stolen"}, headers={"If-Match": moved.headers["etag"]})
     assert gone.json()["state"] == "revoked"
+    rows = {row["device"]: row for row in who.viewer.get("/devices", params={"group": "upstairs"}).json()["items"]}
+    assert (rows["cam-moved"]["state"], rows["cam-moved"]["presence"]) == ("revoked", "offline")
 
 
 def test_a_secret_is_sealed_to_the_device_and_read_by_nobody(who: People, cam: str):

@@ -200,6 +200,20 @@ def test_a_device_page_tells_its_whole_story(console: ConsoleSite, maria: Browse
     assert maria.get("/devices/no-such").status_code == 404
 
 
+def test_a_revoked_device_says_so_in_the_list_and_on_its_page(console: ConsoleSite, maria: Browser, ola: Browser):
+    console.enroll("cam-thief")
+    console.online("cam-thief")
+    assert "until 20" in maria.get("/devices/cam-thief").text
+    operator = console.api("an-operator", "operator")
+    etag = operator.get("/devices/cam-thief").headers["etag"]
+    operator.post("/devices/cam-thief/revoke", json={"reason": "stolen"}, headers={"If-Match": etag})
+    page, table = maria.get("/devices/cam-thief").text, maria.get("/devices", params={"text": "cam-thief"}).text
+    for text in (page, table):
+        assert "revoked" in text
+        assert "broadcast" not in text, "it is not shown as online"
+    assert "until 20" not in page
+
+
 def way_of(page: str) -> list[tuple[str, str]]:
     """State and kind of each point of the update's way on a device page."""
     strip = re.search(r'<ol class="path".*?</ol>', page, re.DOTALL)
