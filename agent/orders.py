@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from protocol.decoding import Limits
 from protocol.ids import NAME_PATTERN
-from protocol.look import STRICT, WHOLE_FRAME, Motion, Share
+from protocol.look import STRICT, WHOLE_FRAME, Motion, Share, checked_region
 
 Name = Annotated[str, Limits(pattern=NAME_PATTERN)]
 LongText = Annotated[str, Limits(min_length=1, max_length=2000)]
@@ -106,6 +106,9 @@ class PipelineOrder:
     #: The part of the frame that is inferred, x0, y0, x1, y1 of 0 to 1.
     roi: tuple[Share, Share, Share, Share] = WHOLE_FRAME
     motion: Motion = field(default_factory=Motion)
+
+    def __post_init__(self) -> None:
+        checked_region(self.roi)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,18 @@ _Seconds = Annotated[float, Limits(ge=0, le=86_400)]
 STRICT = {"extra": "forbid", "allow_inf_nan": False}
 #: The region x0, y0, x1, y1 that is everything.
 WHOLE_FRAME = (0.0, 0.0, 1.0, 1.0)
+#: The narrowest region, as a share of the frame's width or height.
+MIN_SIDE = 0.01
 #: Bytes of the largest picture that an operator is shown: its base64 fits a packet beside its envelope.
 MAX_JPEG_BYTES = 150 << 10
+
+
+def checked_region(value: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """The region, which has a width and a height. Raises: ValueError."""
+    x0, y0, x1, y1 = value
+    if x1 - x0 < MIN_SIDE or y1 - y0 < MIN_SIDE:
+        raise ValueError(f"wanted x0, y0, x1, y1 of 0 to 1 with x0 + {MIN_SIDE} <= x1 and y0 + {MIN_SIDE} <= y1")
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

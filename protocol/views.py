@@ -4,23 +4,12 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from protocol.look import Share
-
-#: The narrowest region, as a share of the frame's width or height.
-MIN_SIDE = 0.01
+from protocol.look import Share, checked_region
 
 _Seconds = Annotated[float, Field(ge=0, le=86_400)]
 
-
-def _checked_region(value: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    x0, y0, x1, y1 = value
-    if x1 - x0 < MIN_SIDE or y1 - y0 < MIN_SIDE:
-        raise ValueError(f"wanted x0, y0, x1, y1 of 0 to 1 with x0 + {MIN_SIDE} <= x1 and y0 + {MIN_SIDE} <= y1")
-    return value
-
-
 #: Corners x0, y0, x1, y1 in shares of the frame's width and height, x to the right, y down.
-Roi = Annotated[tuple[Share, Share, Share, Share], AfterValidator(_checked_region)]
+Roi = Annotated[tuple[Share, Share, Share, Share], AfterValidator(checked_region)]
 
 
 class MotionSettings(BaseModel):

@@ -8,7 +8,8 @@ from pydantic import TypeAdapter
 from agent.inference.messages import Box
 from agent.inference.regions import Region
 from agent.sources.base import Need
-from protocol.views import MIN_SIDE, Roi
+from protocol.look import MIN_SIDE
+from protocol.views import Roi
 
 SIDES = st.integers(1, 400)
 SHARES = st.floats(0, 1)

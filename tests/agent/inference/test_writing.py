@@ -106,6 +106,7 @@ def test_orders_are_read_as_they_were_written():
         {"first_session": "7"},
         {"pipelines": [{"name": "front", "line": "cars", "source": {"kind": "stream", "url": "rtsp://u:hush@cam/1", "decode": "some"}}]},
         {"pipelines": [{"name": "../x", "line": "cars", "source": {"kind": "stream", "url": "rtsp://u:hush@cam/1"}}]},
+        {"pipelines": [{"name": "front", "line": "cars", "source": {"kind": "camera"}, "roi": [0.5, 0, 0.5, 1]}]},
         {"runtime": {"threads": 65}},
     ],
 )
