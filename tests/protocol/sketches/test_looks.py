@@ -134,11 +134,35 @@ def test_what_looks_come_to_together_is_never_more_than_their_sum_and_keeps_its_
 def test_what_looks_come_to_together_is_what_the_study_found_and_rare_values_stay():
     by_sum, at_most = np.array(COMES_TO).T / SUBWINDOWS_PER_YEAR
     assert calibrated(by_sum) == pytest.approx(at_most)
-    rare = np.array([1e-12, 1e-9, 0.1 / SUBWINDOWS_PER_YEAR])
+    rare = np.array([1e-12, 1e-9, 0.05 / SUBWINDOWS_PER_YEAR])
     assert calibrated(rare) == pytest.approx(rare), "where the study left no room the sum is spent as it is"
     frequent = np.array([0.01, 0.3, 1.0])
     assert calibrated(frequent) == pytest.approx(frequent * at_most[-1] / by_sum[-1])
     assert np.isnan(calibrated(np.array([np.nan]))).all()
+
+
+#: By the sum of the looks: false alarms a year on 300 device-years of the study (`benchmarks.drift.sums`, ADR 0055).
+STUDY = (
+    (0.1, 0.027),
+    (0.2, 0.043),
+    (0.3, 0.067),
+    (0.5, 0.13),
+    (1, 0.303),
+    (2, 0.567),
+    (3, 0.867),
+    (5, 1.31),
+    (10, 2.44),
+    (16, 3.763),
+    (20, 4.717),
+)
+
+
+@pytest.mark.parametrize(("asked", "least", "most"), [(0.1, 0, 0.3), (0.2, 0.25, 0.4), (0.5, 0.4, 0.8), (1, 0.75, 0.85), (5, 0.75, 0.85)])
+def test_most_of_what_is_asked_comes_on_the_study_and_never_all_of_it(asked: float, least: float, most: float):
+    by_sum, came = np.array(STUDY).T
+    values = np.geomspace(by_sum[0], by_sum[-1], 5000)
+    spent = values[calibrated(values / SUBWINDOWS_PER_YEAR) <= asked / SUBWINDOWS_PER_YEAR * (1 + 1e-9)].max()
+    assert least <= np.interp(spent, by_sum, came) / asked <= most
 
 
 def test_modes_of_longer_means_are_drawn_further_towards_all_for_four_weeks_hold_fewer_of_them(looks):
