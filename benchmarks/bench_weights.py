@@ -1,4 +1,4 @@
-"""What the agent weighs as a guest: importing its service, beside importing the libraries it stands on and nothing else."""
+"""What the agent weighs as a guest: importing its service and its inference process, beside the libraries they stand on alone."""
 
 import json
 import os
@@ -10,6 +10,8 @@ from benchmarks.record import compare, interleave, measure, write
 
 #: The third-party libraries the control process stands on; the difference to it is what our own code costs.
 LIBRARIES = "paho.mqtt.client, pydantic, httpx, numpy, cryptography.x509, sqlite_utils"
+#: The inference process stands on numpy until a source and a model are opened.
+WORKER, WORKERS_LIBRARY = "agent.inference.worker", "numpy"
 PROGRAM = """
 import json, resource, sys
 import {modules}
@@ -32,6 +34,10 @@ def main() -> None:
     ours: list[tuple[float, float, float]] = []
     peer: list[tuple[float, float, float]] = []
     interleave(ROUNDS, lambda: ours.append(_figures("agent.service")) or 0.0, lambda: peer.append(_figures(LIBRARIES)) or 0.0)
+    worker: list[tuple[float, float, float]] = []
+    bare: list[tuple[float, float, float]] = []
+    interleave(ROUNDS, lambda: worker.append(_figures(WORKER)) or 0.0, lambda: bare.append(_figures(WORKERS_LIBRARY)) or 0.0)
+    beyond = [[one - other for one, other in zip(*pair, strict=True)] for pair in zip(worker, bare, strict=True)]
     name = "its libraries alone"
     write(
         "weights",
@@ -53,6 +59,10 @@ def main() -> None:
                 peer_name=name,
                 unit="ms",
                 target="<= 1.5",
+            ),
+            measure("import agent.inference.worker: RSS beyond numpy", ours=[row[0] for row in beyond], unit="MiB", target="<= 10"),
+            measure(
+                "import agent.inference.worker: modules beyond numpy", ours=[row[1] for row in beyond], unit="modules", target="<= 120"
             ),
         ],
     )
