@@ -5,10 +5,11 @@ settings can hold the same classes. What neither types nor limits say is said by
 that are not finite.
 """
 
+import itertools
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from types import NoneType, UnionType
@@ -199,9 +200,9 @@ def _one_of(allowed: tuple[Any, ...]) -> _Decode:
 
 
 def _tuple(arguments: tuple[Any, ...]) -> _Decode:
+    decoders: Iterable[_Decode]
     if arguments[-1] is ...:
-        decode_item, size = _decoder_of(arguments[0]), None
-        decoders: tuple[_Decode, ...] = ()
+        decoders, size = itertools.repeat(_decoder_of(arguments[0])), None
     else:
         decoders, size = tuple(map(_decoder_of, arguments)), len(arguments)
 
@@ -210,8 +211,7 @@ def _tuple(arguments: tuple[Any, ...]) -> _Decode:
             raise _misfit("wanted a list", value)
         if size is not None and len(value) != size:
             raise _misfit(f"wanted a list of {size}", value)
-        each = decoders if size is not None else (decode_item,) * len(value)
-        return tuple(_all((str(index), one, item) for index, (one, item) in enumerate(zip(each, value, strict=True))))
+        return tuple(_all((str(index), one, item) for index, (item, one) in enumerate(zip(value, decoders, strict=False))))
 
     return decode_tuple
 
@@ -226,7 +226,7 @@ def _mapping(decode_key: _Decode, decode_value: _Decode) -> _Decode:
     return decode_mapping
 
 
-def _all(items: Any) -> list[Any]:
+def _all(items: Iterable[tuple[str, _Decode, Any]]) -> list[Any]:
     """What the decoders make of the items. Raises: MisfitError with the problems of all of them."""
     made: list[Any] = []
     problems: list[tuple[str, str]] = []
