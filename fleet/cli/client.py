@@ -155,8 +155,8 @@ def problem_of(answer: httpx.Response) -> MooringError:
     code = str(document.get("code") or str(document.get("type", "")).removeprefix(PROBLEM_PREFIX)) or None
     hint = str(document["hint"]) if document.get("hint") else None
     places = [f"{item.get('pointer', '')}: {item.get('reason', '')}" for item in document.get("errors") or [] if isinstance(item, dict)]
-    if places:
-        text = f"{text} ({'; '.join(places)})"
+    if more := [place for place in places if place not in text]:
+        text = f"{text} ({'; '.join(more)})"
     match answer.status_code:
         case 401:
             return UnauthenticatedError(text, code=code, hint=hint)

@@ -35,7 +35,7 @@ from fleet.registry.signing import (
 from protocol.canonical import canonical_json, digest_of
 from protocol.clock import Clock
 from protocol.decoding import encode, without_none
-from protocol.errors import ConflictError, InvalidError, NotFoundError
+from protocol.errors import ConfigError, ConflictError, InvalidError, NotFoundError
 from protocol.ids import DeviceId, DeviceTypeName, Digest, LineName, ReleaseVersion, TenantId, check_name, check_version, new_id
 from protocol.sketches.profile import FILE_NAME as PROFILE_NAME
 from protocol.sketches.profile import MAX_PROFILE_BYTES, ModelProfile, decode_profile
@@ -230,11 +230,17 @@ def open_role(
 
 
 def _targets_key(registry: Registry, role: str, passphrase: str | None) -> Signer:
-    signer = load_key(registry.folders.key_file(KeyName.IMAGE_TARGETS), passphrase=passphrase)
+    path = registry.folders.key_file(KeyName.IMAGE_TARGETS)
+    asking = f"ask their holders: mooring keys {role.replace('.', ' ').replace('model', 'line')} --public-key FILE --request FILE"
+    if not path.exists():
+        raise ConfigError(
+            f"The targets' key file {path} cannot be read: it is not there.", hint=f"Bring it back, or {asking}", code="key-missing"
+        )
+    signer = load_key(path, passphrase=passphrase)
     if not registry.image.is_targets_key(signer.public_key.keyid):
         raise ConflictError(
             "The targets want other keys, or more than the one on this machine.",
-            hint=f"Ask their holders: mooring keys {role.replace('.', ' ').replace('model', 'line')} --public-key FILE --request FILE",
+            hint=f"{asking[0].upper()}{asking[1:]}",
             code="ceremony-needed",
         )
     return signer

@@ -78,6 +78,16 @@ def test_a_damaged_login_file_is_named(tmp_path: Path):
         credentials.load(environment=environment)
 
 
+def test_places_of_a_problem_are_named_once():
+    errors_of = [{"pointer": "/body/valid_days", "reason": "too many"}, {"pointer": "/body/group", "reason": "missing"}]
+    answer = httpx.Response(422, json={"detail": "/body/valid_days: too many", "errors": errors_of})
+    assert problem_of(answer).message == "/body/valid_days: too many (/body/group: missing)"
+    assert (
+        problem_of(httpx.Response(422, json={"detail": "/body/valid_days: too many", "errors": errors_of[:1]})).message
+        == "/body/valid_days: too many"
+    )
+
+
 def test_a_model_of_a_release_is_written_in_one_word():
     assert parse_model("digits.3") == {"model_id": "digits.3", "variant": "", "device_types": []}
     assert parse_model("digits.3:small@a,b") == {"model_id": "digits.3", "variant": "small", "device_types": ["a", "b"]}
