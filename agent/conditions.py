@@ -89,7 +89,9 @@ KINDS: dict[str, ConditionKind] = {
         # updates
         ConditionKind("update_check_failed", _WARNING, "The server could not be asked for updates; the agent keeps what it has."),
         ConditionKind("metadata_stale", _WARNING, "No fresh signed metadata came; check the server and the way to it."),
-        ConditionKind("trust_refused", _ERROR, "What was offered is not what the trusted keys signed; tell whoever runs the server."),
+        ConditionKind(
+            "trust_refused", _ERROR, "The offer was refused, see the reason; nothing changes on this device. Tell whoever runs the server."
+        ),
         ConditionKind(
             "full_download_refused",
             _WARNING,

@@ -20,7 +20,7 @@ ADVICE: Mapping[str, str] = {
     "predictions_lost": "Predictions came faster than they could be handed on; lower `max_fps` or `keep`.",
     "update_check_failed": "The server could not be asked for updates; the agent keeps what it has.",
     "metadata_stale": "No fresh signed metadata came; check the server and the way to it.",
-    "trust_refused": "What was offered is not what the trusted keys signed; tell whoever runs the server.",
+    "trust_refused": "The offer was refused, see the reason; nothing changes on the device.",
     "update_failed": "The last update did not succeed, see the reason; the version before keeps running.",
     "rollback_forbidden": "The version before is below the floor; a newer release is needed.",
     "slot_fell_back": "The newest version does not load; the other slot runs. Offer a release that fits.",

@@ -162,8 +162,14 @@ def presence_word(device: Device, view: DeviceView) -> str:
 
 def condition_views(conditions: Iterable[Condition], *, device: str = "") -> tuple[ConditionView, ...]:
     """The worst first, each with what to do."""
-    made = [ConditionView(one.code, str(one.severity), one.text, one.since, ADVICE.get(one.code, ""), device) for one in conditions]
+    made = [ConditionView(one.code, str(one.severity), one.text, one.since, _advice_for(one), device) for one in conditions]
     return tuple(sorted(made, key=lambda one: (_SEVERITY_ORDER.get(one.severity, 9), one.code)))
+
+
+def _advice_for(condition: Condition) -> str:
+    """What to do about the condition; what was refused says by its reason, which leads the text."""
+    reason = REASONS.get(condition.text.partition(":")[0]) if condition.code in _REFUSALS else None
+    return reason.advice if reason else ADVICE.get(condition.code, "")
 
 
 def refusal_views(report: StoredReport | None, conditions: Iterable[Condition]) -> tuple[ConditionView, ...]:

@@ -12,6 +12,7 @@ from fleet.registry.model import DeltaState, ReleaseDelta
 from fleet.registry.signing import KeyName
 from fleet.web.app import CONTENT_SECURITY_POLICY
 from fleet.web.auth import COOKIE
+from protocol.clock import to_unix_ms
 from protocol.delta.container import NO_BASE
 from protocol.ids import DEFAULT_TENANT, LineName, ReleaseVersion
 
@@ -198,6 +199,14 @@ def test_a_device_page_tells_its_whole_story(console: ConsoleSite, maria: Browse
     ):
         assert wanted in text, wanted
     assert maria.get("/devices/no-such").status_code == 404
+
+
+def test_what_to_do_about_a_refusal_goes_by_its_reason(console: ConsoleSite, maria: Browser):
+    console.enroll("cam-floor")
+    since = to_unix_ms(console.services.clock.now())
+    told = {"code": "trust_refused", "severity": "error", "text": "old-release: digits 1.3 has counter 4", "since": since}
+    console.say("cam-floor", "reported", desired_rev=1, config={}, conditions=[told])
+    assert "Assign a newer release; floors never fall." in maria.get("/devices/cam-floor").text
 
 
 def test_a_revoked_device_says_so_in_the_list_and_on_its_page(console: ConsoleSite, maria: Browser, ola: Browser):
