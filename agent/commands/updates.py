@@ -69,7 +69,7 @@ def show_import(found: dict[str, Any], out: Out) -> None:
     names = ", ".join(f"{release} of {line}" for line, release in found["releases"]) or "nothing"
     match found["phase"]:
         case "failed":
-            out(f"Nothing was taken: {found['text']}")
+            out(f"Nothing was taken: {found['code']}: {found['text']}")
             return
         case "none":
             out("The agent was started again meanwhile and has forgotten this import. Leave the stick in and import it once more.")

@@ -24,6 +24,7 @@ from agent.doctor import Check, Verdict
 from agent.service import Service
 from agent.store import Store
 from protocol.clock import SystemClock
+from protocol.reasons import REASONS
 
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("MOORING_")}
 
@@ -358,6 +359,17 @@ def test_status_says_where_each_setting_comes_from():
         '    pipelines.front.keep = "all"  # device',
         "    group.zoom is left out: unknown key",
     ]
+
+
+def test_a_refused_stick_is_told_with_the_code_that_the_page_of_reasons_explains():
+    from agent.commands.updates import show_import
+    from agent.importing import ImportPhase, ImportState
+
+    said: list[str] = []
+    failed = ImportState(phase=ImportPhase.FAILED, code="bad-signature", text="The timestamp was signed by 0 of 1 keys.")
+    show_import(asdict(failed) | {"running": True}, said.append)
+    assert said == ["Nothing was taken: bad-signature: The timestamp was signed by 0 of 1 keys."]
+    assert "bad-signature" in REASONS
 
 
 def test_an_import_that_a_restarted_agent_has_forgotten_is_not_called_copied():
