@@ -77,7 +77,7 @@ _ALL = (
         "The server withdraws it; the device took or waits for the whole file.",
     ),
     Reason("base_damaged", _DOWNLOAD, "The file that the delta builds on changed on the disk.", "Check the device's disk."),
-    Reason("not-on-stick", _DOWNLOAD, "The stick names the file and does not hold it.", "Make the bundle again."),
+    Reason("not-on-stick", _DOWNLOAD, "The stick is for other devices.", "Make one for this device's group."),
     Reason(
         "stick_incomplete", _DOWNLOAD, "The stick lacks a part of the bundle.", "Make the bundle again and remove the stick only when told."
     ),

@@ -23,6 +23,7 @@ from protocol.bundle import BLOBS, DEVICES, INDEX
 from protocol.canonical import digest_of
 from protocol.errors import DeviceError, InvalidError, NotFoundError, TransferError
 from protocol.ids import Digest
+from protocol.reasons import explained
 
 RELEASE = make_release("1.0", 10)
 FILES = {file.sha256.removeprefix("sha256:"): RELEASE.files[file.name] for file in RELEASE.offer().files}
@@ -79,6 +80,7 @@ def test_a_stick_that_does_not_name_this_device_installs_nothing_and_says_so(api
     answer = ask(state, other)
     assert answer.error.code == "not-on-stick"
     assert "Nothing was installed" in answer.error.text
+    assert explained(answer.error.code).startswith("The stick is for other devices.")
     assert not (state / "downloads").exists()
 
 
