@@ -97,56 +97,6 @@ def test_lists_are_tables_for_people_and_json_for_programs(run: Run):
     assert re.search(r"certificate +until \d{4}-\d\d-\d\d", shown.out)
 
 
-def test_a_device_that_waits_says_what_for_what_to_do_and_what_it_has_in_its_slots(run: Run, site: ConsoleSite):
-    site.enroll("cam-waits")
-    site.online("cam-waits")
-    slots = [
-        {
-            "line": "digits",
-            "slot": slot,
-            "active": slot == "b",
-            "committed": False,
-            "release": "1.0",
-            "counter": 1,
-            "sha256": f"sha256:{'a' * 64}",
-        }
-        for slot in "ab"
-    ]
-    line = {
-        "line": "digits",
-        "desired": "1.1",
-        "installed": "1.0",
-        "state": "waiting",
-        "waits_for": "consent",
-        "text": "Somebody says yes.",
-    }
-    site.say("cam-waits", "model", lines=[{**line, "transfer": "delta", "bytes_needed": 1234}], slots=slots, history=[])
-    shown = run("device", "show", "cam-waits").out
-    for wanted in (
-        "waits for consent",
-        "Somebody says yes.",
-        "transfer: as a delta of 1.2 kB",
-        "slot a: 1.0 (inactive)",
-        "slot b: 1.0 (active, on probation)",
-    ):
-        assert wanted in shown, wanted
-
-
-def test_a_revoked_device_is_told_apart_from_one_that_is_online(run: Run, site: ConsoleSite):
-    site.enroll("cam-gone")
-    site.online("cam-gone")
-    assert run("device", "revoke", "cam-gone", "--yes", "--reason", "stolen").code == 0
-    shown, row = (
-        run("device", "show", "cam-gone").out,
-        next(row for row in run("device", "list").out.splitlines() if row.startswith("cam-gone")),
-    )
-    assert re.search(r"presence +revoked\n", shown)
-    assert re.search(r"certificate +refused\n", shown)
-    assert row.split()[1] == "revoked"
-    document = run("device", "show", "cam-gone", "--json").document
-    assert (document["state"], document["presence"]) == ("revoked", "offline")
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
@@ -312,6 +262,56 @@ def test_a_setting_that_is_none_is_a_usage_error_that_names_it(run: Run, tmp_pat
     done = run("serve", "--data", str(tmp_path), "--role", "dancer", user="")
     assert done.code == 2
     assert "roles" in done.err
+
+
+def test_a_device_that_waits_says_what_for_what_to_do_and_what_it_has_in_its_slots(run: Run, site: ConsoleSite):
+    site.enroll("cam-waits")
+    site.online("cam-waits")
+    slots = [
+        {
+            "line": "digits",
+            "slot": slot,
+            "active": slot == "b",
+            "committed": False,
+            "release": "1.0",
+            "counter": 1,
+            "sha256": f"sha256:{'a' * 64}",
+        }
+        for slot in "ab"
+    ]
+    line = {
+        "line": "digits",
+        "desired": "1.1",
+        "installed": "1.0",
+        "state": "waiting",
+        "waits_for": "consent",
+        "text": "Somebody says yes.",
+    }
+    site.say("cam-waits", "model", lines=[{**line, "transfer": "delta", "bytes_needed": 1234}], slots=slots, history=[])
+    shown = run("device", "show", "cam-waits").out
+    for wanted in (
+        "waits for consent",
+        "Somebody says yes.",
+        "transfer: as a delta of 1.2 kB",
+        "slot a: 1.0 (inactive)",
+        "slot b: 1.0 (active, on probation)",
+    ):
+        assert wanted in shown, wanted
+
+
+def test_a_revoked_device_is_told_apart_from_one_that_is_online(run: Run, site: ConsoleSite):
+    site.enroll("cam-gone")
+    site.online("cam-gone")
+    assert run("device", "revoke", "cam-gone", "--yes", "--reason", "stolen").code == 0
+    shown, row = (
+        run("device", "show", "cam-gone").out,
+        next(row for row in run("device", "list").out.splitlines() if row.startswith("cam-gone")),
+    )
+    assert re.search(r"presence +revoked\n", shown)
+    assert re.search(r"certificate +refused\n", shown)
+    assert row.split()[1] == "revoked"
+    document = run("device", "show", "cam-gone", "--json").document
+    assert (document["state"], document["presence"]) == ("revoked", "offline")
 
 
 def report_file(device: str, *reports) -> bytes:
