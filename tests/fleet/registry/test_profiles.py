@@ -9,7 +9,7 @@ from fleet.monitoring import accuracy as server
 from fleet.registry.profiles import CONFIDENCE, COUNT, ENTROPY, Rows, counted, estimates, make_profile, select
 from protocol.errors import InvalidError
 from protocol.sketches.grid import OTHER
-from protocol.sketches.profile import decode_profile, encode_profile
+from protocol.sketches.profile import MAX_TRIALS, decode_profile, encode_profile
 
 LABELS = ("a", "b", "c")
 N = 600
@@ -163,6 +163,19 @@ def test_one_place_or_too_few_rows_of_it_are_no_trial():
     assert [one.place for one in few.accuracy.trials] == ["yard"]
     with pytest.raises(ValueError, match="without places"):
         data.of_place("yard")
+
+
+def test_of_too_many_trials_the_mild_damage_of_every_family_stays_at_every_place():
+    where = tuple(f"place {index % 25}" for index in range(N))
+    data = replace(rows({}), places=where)
+    names = ("blur", "bright", "color", "dark", "dirt", "jpeg", "noise")
+    damaged = {(name, severity): data for name in names for severity in (1, 2, 3)}
+    profile, _ = make_profile(data, made_at_ms=1, damaged=damaged)
+    told = [(one.family, one.severity, one.place) for one in profile.accuracy.trials]
+    assert len(told) == MAX_TRIALS < 25 * 22
+    mild = {(name, 1, place) for name in names for place in set(where)} | {("", 0, place) for place in set(where)}
+    assert mild <= set(told)
+    assert decode_profile(encode_profile(profile)) == profile
 
 
 def test_more_than_twenty_classes_are_the_most_frequent_and_the_others():
