@@ -15,8 +15,8 @@ import numpy as np
 
 from runtime.agreement import compare_answers
 from runtime.base import BackendOptions
-from runtime.golden import Goldens, encode, key_of
-from runtime.loader import load_first, read_goldens, read_slot
+from runtime.golden import Goldens, encode, key_of, read_goldens
+from runtime.loader import load_first, read_slot
 from runtime.probe import self_test
 
 RECORDED = "recorded.cbor"
