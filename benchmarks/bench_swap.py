@@ -43,8 +43,9 @@ RELEASES = ("1.0", "1.1")
 LINE, PIPELINE, FORMAT = "digits", "front", "onnx"
 #: Of the video: a usual camera.
 FPS, SECONDS = 25.0, 60.0
-#: Share of the swaps after which memory counts.
-WARM = 0.1
+#: Swaps before those that count, as a share of them: Python builds its table of interned names anew, once and half a MiB larger, after some
+#: five hundred.
+WARM = 0.6
 #: Readings of the memory for one figure, and seconds between two.
 READINGS, READING_S = 40, 0.05
 QUICK = Timings(beat_s=0.1, restart_first_s=0.01, restart_max_s=0.1)
@@ -263,8 +264,8 @@ def cameras(folder: Path) -> Iterator[list[Camera]]:
 
 
 def main() -> int:
-    per_round = max(2, SWAPS // ROUNDS // 2 * 2)
-    figures, before = Figures(), None
+    per_round, warm = max(2, SWAPS // ROUNDS // 2 * 2), round(WARM * SWAPS) // 2 * 2
+    figures = Figures()
     with tempfile.TemporaryDirectory(prefix="bench-swap-") as name:
         folder = Path(name)
         slots = [make_slot(folder / version, version) for version in RELEASES]
@@ -274,16 +275,16 @@ def main() -> int:
                 camera.activate(slots[0])
                 camera.wait_for(int(FPS))
             ours = made[0]
+            for index in range(1, warm + 1):
+                swap(ours, slots[index % 2], RELEASES[index % 2], [])
+            print(f"{warm} swaps, after which memory counts", flush=True)
+            before = weigh(ours)
             for number in range(ROUNDS):
                 swap_round(ours, slots, per_round, figures)
-                if before is None and (number + 1) * per_round >= WARM * SWAPS:
-                    before = weigh(ours)
                 quiet_round(ours, figures)
                 peer_round(made, slots, figures)
                 print(f"round {number + 1} of {ROUNDS}: {len(figures.gaps_ms)} swaps, gap {figures.per_round_ms[-1]:.1f} ms", flush=True)
             after = weigh(ours)
-            if before is None:
-                raise RuntimeError("No round ended the warm-up.")
             ours.video.unlink()  # the end of the source: it is opened anew for each round
             wait(lambda: ours.count() is SourceState.LOST and ours.inferred == len(ours.answers))
             rows = rows_of(figures, before, after, lost=lost(ours))
