@@ -29,7 +29,7 @@ from protocol.ids import Digest
 LEVEL, WINDOW_LOG = 22, 23
 #: From here on that level takes minutes: a lower one, and no patch when a tensor-wise delta saves more than half.
 LARGE_BYTES, LARGE_LEVEL = 8 << 20, 15
-#: How much smaller a tensor-wise delta has to be than what zstd alone unpacks: that takes the device a twentieth of the time.
+#: How much smaller a tensor-wise delta has to be than what zstd alone unpacks: that takes the device a tenth of the time.
 LEAST_SAVED = 0.02
 #: The memory a delta's decoder may take on the device, KiB: UPDATES 3.3.
 MEMORY_KIB = 64 << 10

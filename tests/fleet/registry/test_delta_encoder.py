@@ -51,7 +51,7 @@ def test_the_child_process_tells_what_it_made(tmp_path: Path):
 
 
 def test_models_with_nothing_in_common_are_sent_in_the_form_that_is_unpacked_fastest(tmp_path: Path):
-    """Tensor by tensor such a pair saves 0.3 percent, and takes a device twenty times as long."""
+    """Tensor by tensor such a pair saves 0.3 percent, and takes a device ten times as long."""
     for name, seed in (("old", 1), ("new", 2)):
         drawn = np.random.default_rng(seed).normal(0, 12, (64, 1024)).clip(-127, 127).round().astype(np.int8)
         (tmp_path / name).write_bytes(models.onnx_bytes(models.weights(seed), extra={"w": drawn}))
