@@ -43,8 +43,8 @@ RELEASES = ("1.0", "1.1")
 LINE, PIPELINE, FORMAT = "digits", "front", "onnx"
 #: Of the video: a usual camera.
 FPS, SECONDS = 25.0, 60.0
-#: Swaps before those that count, as a share of them: after some five hundred one table is built anew, once and half a MiB larger. By both of
-#: its sizes it is Python's, of interned names.
+#: Swaps before those that count, as a share of them: after some five hundred one table is built anew, once and half a MiB larger. By both
+#: of its sizes it is Python's, of interned names.
 WARM = 0.6
 #: Readings of the memory for one figure, and seconds between two.
 READINGS, READING_S = 40, 0.05
