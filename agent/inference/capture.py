@@ -1,6 +1,7 @@
 """The capture thread of one source: opens it, grabs every frame, decodes once those that any pipeline will infer, opens again when lost.
 
-It infers what it captured itself while that costs less than handing frames over (`agent.inference.handover`).
+It infers what it captured itself while that costs less than handing frames over, and makes inputs for a thread that has more to do than
+itself (`agent.inference.handover`).
 """
 
 import math
@@ -139,11 +140,13 @@ class Capture:
                 if (frame := feed.offer(self.session, self._frames, media_s, captured_s=captured_s, at_ms=at_ms)) is not None
             ]
             if taken:
-                self._decode(taken, in_place=self.handover.is_in_place and len(feeds) == 1)
+                self._decode(taken, is_alone=len(feeds) == 1)
         finally:
             self._feeds.end()
 
-    def _decode(self, taken: list[tuple[Feed, Frame]], *, in_place: bool) -> None:
+    def _decode(self, taken: list[tuple[Feed, Frame]], *, is_alone: bool) -> None:
+        """`is_alone`: no other pipeline looks at this source."""
+        is_in_place, is_preparing = is_alone and self.handover.is_in_place, is_alone and self.handover.is_preparing
         picture = self._pictures.take()
         try:
             picture.data = self.source.retrieve(picture.data)
@@ -153,7 +156,7 @@ class Capture:
                 feed.fail(frame)
         else:
             for feed, frame in taken:
-                if feed.give(frame, picture, is_shared=len(taken) > 1, in_place=in_place):
+                if feed.give(frame, picture, is_shared=len(taken) > 1, in_place=is_in_place, is_preparing=is_preparing):
                     self._infer(feed, frame)
         picture.release()
 
@@ -173,6 +176,7 @@ class Capture:
             thread_cpu_s=time.thread_time(),
             infer_s=sum(feed.infer_s for feed in feeds),
             inferred=sum(feed.inferred for feed in feeds),
+            prepare_s=sum(feed.prepare_s for feed in feeds),
         )
         if self.handover.is_in_place and len(self._feeds) == 1:
             self._pictures.trim()

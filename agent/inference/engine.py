@@ -109,6 +109,12 @@ class Line:
         model = self._current
         return "" if model is None else model.watch_fault
 
+    def prepare(self, data: Array, shared: Inputs | None) -> None:
+        """Make the input of the model that answers of a frame beforehand; `infer` finds it in `shared`. Raises nothing: `infer` will."""
+        model = self._current
+        if model is not None and shared is not None:
+            model.prepare(data, shared)
+
     def infer(
         self,
         data: Array,

@@ -25,13 +25,19 @@ class Feed:
         region: Region | None = None,
         gate: MotionGate | None = None,
         infer: Callable[[Frame], None] | None = None,
+        prepare: Callable[[Frame], None] | None = None,
         now: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """`infer`: does all that is to be done with a frame that is in use, and finishes it; `now`: seconds of the clock it is timed by."""
+        """`infer`: does all that is to be done with a frame that is in use, and finishes it; `now`: seconds of the clock it is timed by.
+
+        `prepare`: makes the model's input of a frame beforehand and leaves it in the frame's `inputs`; raises nothing.
+        """
         self.buffers = buffers
         #: Seconds of all inferences, and their number.
         self.infer_s = 0.0
         self.inferred = 0
+        #: Seconds of all inputs that were made beforehand.
+        self.prepare_s = 0.0
         #: Whether `infer` runs, in whichever thread.
         self.is_inferring = False
         self.need = need
@@ -40,6 +46,7 @@ class Feed:
         self._region = region
         self._gate = gate
         self._infer = infer
+        self._prepare = prepare
         self._now = now
         self._is_forced = False
 
@@ -78,11 +85,11 @@ class Feed:
         self.infer_s += self._now() - began_s
         self.inferred += 1
 
-    def give(self, frame: Frame, picture: Picture, *, is_shared: bool, in_place: bool = False) -> bool:
+    def give(self, frame: Frame, picture: Picture, *, is_shared: bool, in_place: bool = False, is_preparing: bool = False) -> bool:
         """Put the decoded picture, or the pipeline's part of it, into the buffer; returns whether the caller is to infer it.
 
-        That is `in_place` and while nothing is being inferred or waits; else it is handed over. `is_shared`: other pipelines see the same
-        picture.
+        That is `in_place` and while nothing is being inferred or waits; else it is handed over, with the model's input made of it when
+        `is_preparing`. `is_shared`: other pipelines see the same picture.
         """
         data = _part(picture.data, self._region)
         is_forced = self._is_forced
@@ -93,9 +100,13 @@ class Feed:
             self._is_forced = False
         picture.hold()
         frame.picture, frame.data = picture, data
-        frame.inputs = picture.inputs_of(self._region) if is_shared else None
+        frame.inputs = picture.inputs_of(self._region) if is_shared or is_preparing else None
         if in_place and not self.is_inferring and self.buffers.claim(frame):
             return True
+        if is_preparing and self._prepare is not None:
+            began_s = self._now()
+            self._prepare(frame)
+            self.prepare_s += self._now() - began_s
         self.buffers.publish(frame)
         return False
 

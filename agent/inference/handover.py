@@ -1,7 +1,8 @@
-"""Who infers a frame: the thread that captured it, in place, or the pipeline's own, to which it is handed over. Pure: seconds go in.
+"""Who infers a frame, and who makes the model's input of it: the thread that captured it or the pipeline's own. Pure: seconds go in.
 
 Handing over wakes two threads for each frame, which costs more than a small model. It pays when the next frame can be decoded while one is
 inferred, and when a live source gives frames faster than they are inferred: then somebody has to drain its queue, for the latest to win.
+Then whichever thread has less to do makes the inputs, so that the slower stage is as short as it can be.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ ENTER_BUSY, STAY_BUSY = 0.5, 0.75
 ENTER_SAVED_S, STAY_SAVED_S = 100e-6, 150e-6
 #: An inference in place that took longer is handed over from then on: meanwhile a live source filled its queue.
 LONG_S = 0.25
+#: How much more than capturing, with making inputs, inferring alone has to take before the capture thread begins to make them.
+ENTER_SLOWER = 1.25
+#: What is left at each decision of what an input was known to take: another model may take less.
+REMEMBERED = 0.99
 #: Every so many inferences in place the processor time of one is measured; of those that take so long, of each: what capturing costs is
 #: the small difference that they leave, and there two system calls are nothing.
 SAMPLE, SAMPLE_ALL_S = 8, 0.5e-3
@@ -24,22 +29,38 @@ class Spell:
     """What a capture thread and the inferences of its frames took."""
 
     elapsed_s: float
-    #: Processor time of the capture thread, inferences not included.
+    #: Processor time of the capture thread, inferences and the making of inputs not included.
     capture_s: float
     #: From pick-up to answer, of all inferences together.
     infer_s: float
     inferred: int
+    #: What making inputs took the capture thread.
+    prepare_s: float = 0.0
 
 
 def decide(spell: Spell, *, is_in_place: bool, is_live: bool) -> bool:
     """Whether frames are inferred in place from now on; `is_in_place`: whether they were. A live source does not wait for us."""
     if spell.inferred <= 0:
         return is_in_place
-    busy = (spell.capture_s + spell.infer_s) / spell.elapsed_s
+    infer_s = spell.infer_s + spell.prepare_s
+    busy = (spell.capture_s + infer_s) / spell.elapsed_s
     if busy <= (STAY_BUSY if is_in_place else ENTER_BUSY):
         return True
-    saved_s = min(spell.capture_s, spell.infer_s) / spell.inferred
+    saved_s = min(spell.capture_s, infer_s) / spell.inferred
     return not is_live and saved_s <= (STAY_SAVED_S if is_in_place else ENTER_SAVED_S)
+
+
+def prepares(spell: Spell, *, is_preparing: bool, each_s: float) -> bool:
+    """Whether the capture thread makes the inputs of frames that it hands over from now on: inferring is the slower stage without it.
+
+    `is_preparing`: whether it did; `each_s`: what one input takes, as far as that is known.
+    """
+    if spell.inferred <= 0:
+        return is_preparing
+    if is_preparing:
+        return spell.infer_s >= spell.capture_s + spell.prepare_s
+    moved_s = each_s * spell.inferred
+    return spell.infer_s - moved_s >= ENTER_SLOWER * (spell.capture_s + moved_s)
 
 
 class Handover:
@@ -48,11 +69,15 @@ class Handover:
     def __init__(self, *, is_live: bool) -> None:
         #: Frames are inferred by the thread that captures them.
         self.is_in_place = False
+        #: The capture thread makes the inputs of frames that it hands over.
+        self.is_preparing = False
         #: When the next decision is due, seconds of the capture's clock.
         self.due_s = 0.0
         self._is_live = is_live
         self._began_s: float | None = None
-        self._capture_cpu_s = self._infer_s = 0.0
+        self._capture_cpu_s = self._infer_s = self._prepare_s = 0.0
+        #: Seconds that one input took the capture thread, fading.
+        self._each_s = 0.0
         self._inferred = self._count = 0
         self._place_s = self._sampled_s = self._sampled_cpu_s = self._took_s = 0.0
 
@@ -72,14 +97,21 @@ class Handover:
         if took_s > LONG_S and self._is_live:
             self.is_in_place = False
 
-    def look(self, now_s: float, *, thread_cpu_s: float, infer_s: float, inferred: int) -> None:
-        """Decide anew; the rest are totals: processor time of the capture thread, seconds and number of all inferences of its frames."""
+    def look(self, now_s: float, *, thread_cpu_s: float, infer_s: float, inferred: int, prepare_s: float = 0.0) -> None:
+        """Decide anew; the rest are totals.
+
+        `thread_cpu_s`: processor time of the capture thread; `infer_s`, `inferred`: seconds and number of all inferences of its frames;
+        `prepare_s`: seconds that it took to make inputs of frames that it handed over.
+        """
         began_s, self._began_s, self.due_s = self._began_s, now_s, now_s + SPELL_S
         share = min(1.0, self._sampled_cpu_s / self._sampled_s) if self._sampled_s else 1.0
-        capture_s = max(0.0, thread_cpu_s - self._capture_cpu_s - self._place_s * share)
+        prepared_s = prepare_s - self._prepare_s
+        capture_s = max(0.0, thread_cpu_s - self._capture_cpu_s - self._place_s * share - prepared_s)
         if began_s is not None and now_s > began_s:
-            spell = Spell(now_s - began_s, capture_s, infer_s - self._infer_s, inferred - self._inferred)
+            spell = Spell(now_s - began_s, capture_s, infer_s - self._infer_s, inferred - self._inferred, prepared_s)
+            self._each_s = prepared_s / spell.inferred if self.is_preparing and spell.inferred > 0 else self._each_s * REMEMBERED
             self.is_in_place = decide(spell, is_in_place=self.is_in_place, is_live=self._is_live)
-        self._capture_cpu_s, self._infer_s, self._inferred = thread_cpu_s, infer_s, inferred
+            self.is_preparing = not self.is_in_place and prepares(spell, is_preparing=self.is_preparing, each_s=self._each_s)
+        self._capture_cpu_s, self._infer_s, self._inferred, self._prepare_s = thread_cpu_s, infer_s, inferred, prepare_s
         self._count = 0
         self._place_s = self._sampled_s = self._sampled_cpu_s = 0.0

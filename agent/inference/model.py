@@ -1,5 +1,6 @@
 """One loaded model with its compiled plans: from a frame or window to an answer. Used by one thread at a time, through its lock."""
 
+import contextlib
 import json
 import random
 import threading
@@ -182,6 +183,15 @@ class Model:
     def provider(self) -> str:
         """What really runs, "backend:provider"."""
         return self._effective
+
+    def prepare(self, data: Array, shared: Inputs) -> None:
+        """Make the input of a frame and leave it in `shared`, in any thread and while another frame is inferred. Windows are left alone.
+
+        A frame that does not fit raises nothing here: it will when it is inferred.
+        """
+        if self._filler is None and data.dtype == _PIXEL:
+            with contextlib.suppress(InvalidError):
+                shared.of(self.plan, self._new_preprocessor, data)
 
     def infer(
         self,

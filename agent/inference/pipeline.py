@@ -67,6 +67,7 @@ class Pipeline:
             region=self._region,
             gate=MotionGate(config.motion) if config.motion.min_area else None,
             infer=self._infer,
+            prepare=lambda frame: line.prepare(frame.data, frame.inputs),
             now=self._pace.monotonic,
         )
         self._previews = Previews(on_snapshot)

@@ -313,3 +313,28 @@ def test_frames_of_a_source_that_several_look_at_are_handed_over():
         buffers.finish(frame)
     capture.stop()
     assert capture.join(60)
+
+
+@pytest.mark.parametrize("looking", [1, 2])
+def test_inputs_of_frames_that_are_handed_over_are_made_by_the_capture_thread_when_one_pipeline_looks(looking: int):
+    clock = FakeClock()
+    feeds, all_buffers = Feeds(), [FrameBuffers(max_age_s=60.0, now=clock.monotonic) for _ in range(looking)]
+    made: list[tuple[int, bool, str]] = []
+
+    def prepare(frame: Frame) -> None:
+        clock.advance(0.25)
+        made.append((frame.seq, frame.inputs is not None, threading.current_thread().name))
+
+    all_feeds = [Feed(one, has_model=lambda: True, prepare=prepare, now=clock.monotonic) for one in all_buffers]
+    for feed in all_feeds:
+        feeds.attach(feed)
+    capture = Capture(Counted(1), feeds, clock=clock, now_ms=lambda: 0, next_session=lambda: 1, is_live=False)
+    capture.handover.is_preparing = True
+    capture.start()
+    frames = [(one, wait_until(lambda one=one: one.pick(0.1), what="a frame")) for one in all_buffers]
+    assert made == ([(0, True, "capture")] if looking == 1 else [])
+    assert all_feeds[0].prepare_s == (0.25 if looking == 1 else 0.0)
+    for buffers, frame in frames:
+        buffers.finish(frame)
+    capture.stop()
+    assert capture.join(60)

@@ -14,6 +14,7 @@ from waiting import wait_until
 from agent.config import RuntimeConfig
 from agent.inference.engine import MAX_FAILURES, Line, SwapState
 from agent.inference.marks import Marks, new_memory
+from agent.inference.pictures import Inputs
 from agent.sources.base import Array
 from protocol.clock import SystemClock
 from protocol.errors import InvalidError
@@ -60,6 +61,29 @@ def test_an_activated_model_answers(line: Line, tmp_path: Path):
     assert swap.provider == "onnx:cpu"
     assert answer(line) == ("1.0", "green")
     assert line.swap is SwapState.HELD
+
+
+def test_an_input_made_beforehand_is_the_one_that_is_inferred(line: Line, tmp_path: Path):
+    line.activate(make_slot(tmp_path / "a"), RUNTIME)
+    inputs, frame = Inputs(), DARK_GREEN.copy()
+    line.prepare(frame, inputs)
+    frame[:] = BRIGHT_RED  # whatever becomes of the pixels after
+    answered = line.infer(frame, shared=inputs)
+    assert answered is not None
+    assert answered.top[0].label == "green"
+    inputs.frame += 1
+    answered = line.infer(frame, shared=inputs)
+    assert answered is not None
+    assert answered.top[0].label == "red"
+
+
+def test_a_frame_that_fits_no_input_is_refused_when_it_is_inferred_and_not_beforehand(line: Line, tmp_path: Path):
+    inputs, odd = Inputs(), np.zeros((48, 64, 2), np.uint8)
+    line.prepare(odd, inputs)  # without a model there is nothing to make
+    line.activate(make_slot(tmp_path / "a"), RUNTIME)
+    line.prepare(odd, inputs)
+    with pytest.raises(InvalidError, match="48, 64, 2"):
+        line.infer(odd, shared=inputs)
 
 
 def test_a_rollback_flips_to_the_model_before(line: Line, tmp_path: Path):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.inference.handover import LONG_S, SAMPLE, SAMPLE_ALL_S, Handover, Spell, decide
+from agent.inference.handover import LONG_S, SAMPLE, SAMPLE_ALL_S, Handover, Spell, decide, prepares
 
 #: A camera with 30 frames per second, 10 ms of decoding each, and a model of 1 ms.
 LIGHT = Spell(elapsed_s=1.0, capture_s=0.15, infer_s=0.03, inferred=30)
@@ -101,3 +101,58 @@ def test_one_long_inference_hands_a_live_source_over_at_once():
         one.is_in_place = True
         one.inferred_in_place(LONG_S + 0.1, None)
         assert one.is_in_place is not is_live
+
+
+#: A recording that decodes in 2 ms beside a model of 7: inputs take 0.25 ms, wherever they are made.
+HEAVY = Spell(elapsed_s=1.0, capture_s=0.28, infer_s=1.0, inferred=138)
+
+
+def test_the_capture_thread_makes_inputs_while_inferring_is_the_slower_stage():
+    assert prepares(HEAVY, is_preparing=False, each_s=0.0)
+    assert prepares(replace(HEAVY, infer_s=0.965, prepare_s=0.035), is_preparing=True, each_s=0.00025)
+
+
+def test_a_capture_thread_that_has_as_much_to_do_leaves_inputs_to_the_other():
+    decoding = replace(HEAVY, capture_s=0.9)
+    assert not prepares(decoding, is_preparing=False, each_s=0.0)
+    assert not prepares(replace(decoding, infer_s=0.9, prepare_s=0.1), is_preparing=True, each_s=0.0007)
+
+
+@given(
+    capture_s=st.floats(0, 10),
+    infer_s=st.floats(0, 10),
+    each_s=st.floats(0, 0.01),
+    inferred=st.integers(1, 1000),
+)
+def test_once_it_is_known_what_an_input_takes_making_it_elsewhere_is_not_taken_back(capture_s, infer_s, each_s, inferred):
+    moved_s = each_s * inferred
+    if prepares(Spell(1.0, capture_s, infer_s, inferred), is_preparing=False, each_s=each_s):
+        assert prepares(Spell(1.0, capture_s, infer_s - moved_s, inferred, moved_s), is_preparing=True, each_s=each_s)
+
+
+def test_a_spell_without_a_frame_changes_nobody_who_makes_inputs():
+    nothing = Spell(elapsed_s=1.0, capture_s=0.9, infer_s=0.0, inferred=0)
+    assert prepares(nothing, is_preparing=True, each_s=0.0)
+    assert not prepares(nothing, is_preparing=False, each_s=0.0)
+
+
+def test_what_making_inputs_takes_the_capture_thread_is_no_reason_to_hand_over():
+    """A capture of 50 us per frame and a model of 5 ms: two threads save nothing, whichever of them makes inputs of 0.3 ms."""
+    one = Handover(is_live=False)
+    one.is_preparing = True
+    one.look(0.0, thread_cpu_s=0.0, infer_s=0.0, inferred=0, prepare_s=0.0)
+    one.look(0.5, thread_cpu_s=100 * 350e-6, infer_s=0.48, inferred=100, prepare_s=100 * 300e-6)
+    assert one.is_in_place
+    assert not one.is_preparing
+
+
+def test_inputs_are_made_by_the_capture_thread_until_that_takes_it_longer_than_inferring_does():
+    """Decoding 2 ms, inferring 4 ms of which the input takes 1.5: known only once it was made elsewhere."""
+    one = Handover(is_live=True)
+    one.look(0.0, thread_cpu_s=0.0, infer_s=0.0, inferred=0)
+    one.look(0.5, thread_cpu_s=0.2, infer_s=0.4, inferred=100)
+    assert one.is_preparing
+    one.look(1.0, thread_cpu_s=0.2 + 0.35, infer_s=0.4 + 0.25, inferred=200, prepare_s=0.15)
+    assert not one.is_preparing
+    one.look(1.5, thread_cpu_s=0.55 + 0.2, infer_s=0.65 + 0.4, inferred=300, prepare_s=0.15)
+    assert not one.is_preparing
