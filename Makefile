@@ -97,7 +97,7 @@ test-metered: $(VENV)/.installed ## a device on a SIM card with real server and 
 test-candidates: $(VENV)/.installed ## a release in shadow, in turns and then in place, with real server and agent
 	MOORING_TEST_CANDIDATES=1 $(PY) -m pytest -q tests/end_to_end/test_candidates.py $(ARGS)
 
-test-arm64: $(VENV)/.installed ## golden vectors of x86-64 and arm64 compared, in an emulated Debian (root; mmdebstrap, arch-test, qemu-user-static; 15 min)
+test-arm64: $(VENV)/.installed ## golden vectors of x86-64 and arm64 compared, in an emulated Debian (root; mmdebstrap, arch-test, qemu-user-static, binfmt-support; 15 min)
 	MOORING_TEST_ARM64=1 $(PY) -m pytest -q -s -p no:cacheprovider tests/arm64 $(ARGS)
 
 fuzz-%: $(FUZZ_VENV)/.installed ## atheris on a parser of what others send: metadata, manifest, delta, bundle, serving or sketch (MOORING_FUZZ_SECONDS=600)

@@ -131,8 +131,16 @@ def _commit() -> str:
 
 
 def _machine() -> str:
-    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
+    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in _cpuinfo())}
+    cpu = f"{said.get('model name', platform.machine())}{_vectors(said.get('flags', '').split())}"
     return f"{cpu}, {os.cpu_count()} cores, Linux {platform.release().split('-')[0]}, Python {platform.python_version()}"
+
+
+def _vectors(flags: Sequence[str]) -> str:
+    """What int8 models are fast or slow by on x86-64: processors of one name differ in it."""
+    wide = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else ""
+    dots = "with" if {"avx512_vnni", "avx_vnni"} & set(flags) else "without"
+    return f" ({wide} {dots} VNNI)" if wide else ""
 
 
 def _cpuinfo() -> list[str]:
