@@ -1,5 +1,6 @@
 """The calls of the Open Inference Protocol (KServe v2 REST): from a request to its answer, whoever carries the bytes."""
 
+import functools
 import json
 import re
 import zlib
@@ -45,23 +46,26 @@ class Answer:
 
 def route(head: Head) -> Call:
     """What is asked. Raises: RefusedError 404, 405."""
-    found = _MODEL_PATH.fullmatch(head.path)
+    return _route(head.method, head.path)
+
+
+@functools.lru_cache(maxsize=64)
+def _route(method: str, path: str) -> Call:
+    found = _MODEL_PATH.fullmatch(path)
     if found is not None:
         call = Call(found[3] or "model", found[1], found[2] or "")
-    elif head.path in ("/v2/health/live", "/v2/health/ready"):
-        call = Call("live" if head.path.endswith("live") else "all-ready")
-    elif head.path == "/v2":
+    elif path in ("/v2/health/live", "/v2/health/ready"):
+        call = Call("live" if path.endswith("live") else "all-ready")
+    elif path == "/v2":
         call = Call("server")
     else:
         for pattern, words in _NOT_OFFERED:
-            if pattern.fullmatch(head.path):
+            if pattern.fullmatch(path):
                 raise RefusedError(404, f"{words} is not offered here.")
-        raise RefusedError(404, f"{head.path[:200]!r} is not here; see /v2 and /v2/models/LINE.")
+        raise RefusedError(404, f"{path[:200]!r} is not here; see /v2 and /v2/models/LINE.")
     allowed = ("POST",) if call.verb == "infer" else ("GET", "HEAD")
-    if head.method not in allowed:
-        raise RefusedError(
-            405, f"{head.method} is not for {head.path[:200]}; wanted {allowed[0]}.", headers=(("Allow", ", ".join(allowed)),)
-        )
+    if method not in allowed:
+        raise RefusedError(405, f"{method} is not for {path[:200]}; wanted {allowed[0]}.", headers=(("Allow", ", ".join(allowed)),))
     return call
 
 

@@ -143,6 +143,8 @@ class Connection:
     #: Close when all is written.
     ends: bool = False
     out: list[memoryview | bytes] = field(default_factory=list)
+    #: The head before, as bytes and as read.
+    _last: tuple[bytes, Head] | None = None
     _early: bytearray = field(default_factory=bytearray)
     _store: bytearray = field(default_factory=bytearray)
     _body: memoryview = field(default_factory=lambda: memoryview(b""))
@@ -179,7 +181,10 @@ class Connection:
             raise RefusedError(431, f"The head of the request has more than {MAX_HEAD_BYTES} bytes.", ends=True)
         if end < 0:
             return False
-        self.head = parse_head(bytes(self._early[:end]))
+        text = bytes(self._early[:end])
+        if self._last is None or text != self._last[0]:  # most clients send one head again and again
+            self._last = text, parse_head(text)
+        self.head = self._last[1]
         del self._early[: end + 4]
         return True
 

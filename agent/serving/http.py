@@ -3,6 +3,7 @@
 Strict where a lenient server would let two readers of one request disagree: one Content-Length, no folded lines, no chunked bodies.
 """
 
+import functools
 import json
 import re
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ _SLUGS = {
     500: "inference-failed",
     503: "unavailable",
 }
-_HEAD_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEAD_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\0]*)")
 #: The names that decide something; each may stand once.
 _SINGLE = frozenset(
     (
@@ -92,13 +93,13 @@ def parse_head(data: bytes) -> Head:
     method, target, version = _request_line(request_line)
     headers: dict[bytes, bytes] = {}
     for line in lines:
-        name, colon, value = line.partition(b":")
-        if not colon or not _HEAD_NAME.fullmatch(name) or b"\n" in value or b"\r" in value or b"\0" in value:
+        found = _HEAD_LINE.fullmatch(line)
+        if found is None:
             raise RefusedError(400, f"The header line {line[:80]!r} is malformed.", ends=True)
-        name = name.lower()
+        name = found[1].lower()
         if name in headers and name in _SINGLE:
             raise RefusedError(400, f"The header {name.decode()} stands twice.", ends=True)
-        headers[name] = value.strip(b" \t")
+        headers[name] = found[2].strip(b" \t")
     if b"transfer-encoding" in headers:
         raise RefusedError(411, "Bodies in chunks are not read; send Content-Length.", ends=True)
     if headers.get(b"expect", b"100-continue").lower() != b"100-continue":
@@ -119,6 +120,7 @@ def number(headers: dict[bytes, bytes], name: bytes) -> int | None:
     return int(text)
 
 
+@functools.lru_cache(maxsize=128)
 def answer_head(status: int, *, length: int, is_kept_alive: bool, headers: tuple[tuple[str, str], ...]) -> bytes:
     """Status line and headers, up to and with the empty line."""
     lines = [f"HTTP/1.1 {status} {_REASONS[status]}", f"Content-Length: {length}"]

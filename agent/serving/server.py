@@ -7,6 +7,7 @@ As many requests are inferred at once as there are lanes; a bounded number waits
 connections, heads, bodies, memory of all bodies together, and the time a client may take.
 """
 
+import functools
 import hmac
 import logging
 import os
@@ -493,6 +494,7 @@ class Server:
             connection.close()
 
 
+@functools.lru_cache(maxsize=16)
 def is_local(host: bytes) -> bool:
     """Whether the value of a Host header names this machine by itself: localhost or a loopback address, with any port."""
     name = host.decode("latin-1").lower()

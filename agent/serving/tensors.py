@@ -13,6 +13,7 @@ import numpy as np
 from pydantic_core import from_json, to_json
 
 from agent.serving.http import RefusedError
+from agent.serving.numbers import find_written, may_have_booleans
 from runtime.base import Array, TensorSpec
 
 #: numpy's names by the protocol's.
@@ -75,13 +76,13 @@ def parse_request(
     """
     if json_length is not None and json_length > len(body):
         raise RefusedError(400, f"Inference-Header-Content-Length is {json_length}; the body has {len(body)} bytes.")
-    document = _document(body if json_length is None else body[:json_length])
+    text = bytes(body if json_length is None else body[:json_length])
+    document = _document(text)
     binary = body[len(body) if json_length is None else json_length :]
-    arrays, used = _inputs(document.get("inputs"), binary, {one.name: one for one in inputs})
+    arrays, used = _inputs(document.get("inputs"), binary, {one.name: one for one in inputs}, has_booleans=may_have_booleans(text))
     if used != len(binary):
         raise RefusedError(400, f"{len(binary)} bytes of tensors came; the request names {used}.")
-    parameters = _parameters(document, "The request")
-    is_binary = parameters.get("binary_data_output", False) is True
+    is_binary = _parameters(document, "The request").get("binary_data_output", False) is True
     request_id = document.get("id")
     if request_id is not None and not (isinstance(request_id, str) and len(request_id) <= _MAX_ID):
         raise RefusedError(400, f"id is not a text of at most {_MAX_ID} characters.")
@@ -100,15 +101,24 @@ def build_answer(request: InferRequest, outputs: Mapping[str, Array], *, model: 
             parts.append(_little_endian(array))
         elif datatype == "FP16":
             raise RefusedError(400, f"Output {name!r} is FP16, which JSON does not carry; ask for it in binary.")
-        elif array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise RefusedError(500, f"Output {name!r} has numbers that are not finite, which JSON does not carry; ask for it in binary.")
         else:
             one["data"] = array.ravel().tolist()
         described.append(one)
     document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": described}
     if request.id is not None:
         document["id"] = request.id
-    return Body(to_json(document), tuple(parts))
+    text = to_json(document)
+    if b"NaN" in text or b"Infinity" in text:  # how it writes them; a name may say so too
+        _check_finite(request, outputs)
+    return Body(text, tuple(parts))
+
+
+def _check_finite(request: InferRequest, outputs: Mapping[str, Array]) -> None:
+    """Returns when JSON carries all numbers that it should. Raises: RefusedError 500."""
+    for name, is_binary in request.outputs:
+        array = outputs[name]
+        if not is_binary and array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise RefusedError(500, f"Output {name!r} has numbers that are not finite, which JSON does not carry; ask for it in binary.")
 
 
 def describe(tensor: TensorSpec) -> dict[str, Any]:
@@ -119,9 +129,9 @@ def describe(tensor: TensorSpec) -> dict[str, Any]:
     return found
 
 
-def _document(data: memoryview) -> dict[str, Any]:
+def _document(text: bytes) -> dict[str, Any]:
     try:
-        found = from_json(bytes(data), allow_inf_nan=False)  # six times as fast as the standard library's
+        found = from_json(text, allow_inf_nan=False)  # six times as fast as the standard library's
     except ValueError as error:
         raise RefusedError(400, f"The request is not JSON: {str(error)[:200]}.") from None
     if not isinstance(found, dict):
@@ -129,7 +139,7 @@ def _document(data: memoryview) -> dict[str, Any]:
     return found
 
 
-def _inputs(entries: Any, binary: memoryview, wanted: Mapping[str, TensorSpec]) -> tuple[dict[str, Array], int]:
+def _inputs(entries: Any, binary: memoryview, wanted: Mapping[str, TensorSpec], *, has_booleans: bool) -> tuple[dict[str, Array], int]:
     """Arrays by name, and how many bytes of tensors they took."""
     arrays: dict[str, Array] = {}
     offset = 0
@@ -139,9 +149,9 @@ def _inputs(entries: Any, binary: memoryview, wanted: Mapping[str, TensorSpec]) 
         if spec is None or name in arrays:
             raise RefusedError(400, f"Input {str(name)[:80]!r} is {'named twice' if spec else 'not known'}; wanted {', '.join(wanted)}.")
         _check_description(entry, spec)
-        size = _parameters(entry, f"Input {name!r}").get("binary_data_size")
+        size = _parameters(entry, "Input", name).get("binary_data_size")
         if size is None:
-            arrays[spec.name] = _array_of_json(entry.get("data"), spec)
+            arrays[spec.name] = _array_of_json(entry.get("data"), spec, has_booleans=has_booleans)
             continue
         if "data" in entry:
             raise RefusedError(400, f"Input {name!r} has both data and binary_data_size; wanted one of them.")
@@ -156,7 +166,7 @@ def _check_description(entry: Mapping[str, Any], spec: TensorSpec) -> None:
     datatype, shape = entry.get("datatype"), entry.get("shape")
     if datatype != DATATYPES[spec.dtype]:
         raise RefusedError(400, f"Input {spec.name!r} has the datatype {str(datatype)[:40]!r}; wanted {DATATYPES[spec.dtype]}.")
-    if not isinstance(shape, list) or shape != list(spec.shape) or any(isinstance(size, bool) for size in shape):
+    if not isinstance(shape, list) or shape != list(spec.shape) or bool in map(type, shape):
         raise RefusedError(400, f"Input {spec.name!r} has the shape {str(shape)[:80]}; wanted {list(spec.shape)}.")
 
 
@@ -172,11 +182,18 @@ def _array_of_bytes(binary: memoryview, offset: int, size: Any, spec: TensorSpec
     return array if array.flags.aligned and sys.byteorder == "little" else np.array(array, dtype)
 
 
-def _array_of_json(data: Any, spec: TensorSpec) -> Array:
+def _array_of_json(data: Any, spec: TensorSpec, *, has_booleans: bool) -> Array:
     if spec.dtype == "float16":
         raise RefusedError(400, f"Input {spec.name!r} is FP16, which JSON does not carry; send it in binary.")
     if not isinstance(data, list):
         raise RefusedError(400, f"Input {spec.name!r} has no data; wanted a list of numbers or binary_data_size.")
+    if not has_booleans and (written := find_written(data, spec)) is not None:
+        return written
+    return _array_of_anything(data, spec)
+
+
+def _array_of_anything(data: list[Any], spec: TensorSpec) -> Array:
+    """The general way: what numpy makes of the list, when it has the shape and loses nothing."""
     try:
         read = np.array(data)
     except (ValueError, OverflowError):  # lists of different lengths
@@ -206,26 +223,27 @@ def _outputs(entries: Any, known: Sequence[str], *, is_binary: bool) -> tuple[tu
             raise RefusedError(
                 400, f"Output {str(name)[:80]!r} is {'named twice' if name in found else 'not known'}; wanted {', '.join(known)}."
             )
-        found[name] = _parameters(entry, f"Output {name!r}").get("binary_data", is_binary) is True
+        found[name] = _parameters(entry, "Output", name).get("binary_data", is_binary) is True
     return tuple(found.items())
 
 
 def _objects(entries: Any, what: str) -> list[dict[str, Any]]:
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+    if not isinstance(entries, list) or not {dict}.issuperset(map(type, entries)):
         raise RefusedError(400, f"{what} is missing or not a list of objects.")
     if len(entries) > MAX_TENSORS:
         raise RefusedError(400, f"{what} has {len(entries)} entries; at most {MAX_TENSORS} are read.")
     return entries
 
 
-def _parameters(entry: Mapping[str, Any], what: str) -> Mapping[str, Any]:
+def _parameters(entry: Mapping[str, Any], what: str, name: str | None = None) -> Mapping[str, Any]:
     found = entry.get("parameters")
     if found is None:
         return {}
+    what = what if name is None else f"{what} {name!r}"
     if not isinstance(found, dict):
         raise RefusedError(400, f"{what} has parameters that are not an object.")
-    for name, words in _REFUSED_PARAMETERS.items():
-        if found.get(name):
+    for parameter, words in _REFUSED_PARAMETERS.items():
+        if found.get(parameter):
             raise RefusedError(400, f"{what} uses {words}, which is not offered here.")
     return found
 

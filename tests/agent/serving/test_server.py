@@ -399,6 +399,21 @@ def test_requests_sent_ahead_are_answered_in_their_order(serve):
     assert ids == [str(number) for number in range(20)]
 
 
+def test_each_head_of_a_connection_counts_for_itself(serve):
+    sock = serve(guard=Guard(token=b"a" * 16)).connect()
+    body, length = infer_body()
+    allowed, other = (head_of(body, length, extra=f"Authorization: Bearer {letter * 16}\r\n") for letter in "ab")
+    for _ in range(3):
+        sock.sendall(allowed + body)
+        assert read_answer(sock)[0] == 200
+    longer, longer_length = infer_body(id="longer")
+    sock.sendall(head_of(longer, longer_length, extra=f"Authorization: Bearer {'a' * 16}\r\n") + longer)
+    assert read_answer(sock)[0] == 200
+    sock.sendall(other + body)  # as long as the one before, and not allowed
+    assert read_answer(sock)[0] == 401
+    assert is_hung_up(sock)
+
+
 def test_the_client_is_told_to_go_on_when_it_waits_for_that(serve):
     body, length = infer_body()
     sock = serve().connect()

@@ -191,6 +191,16 @@ def test_an_answer_that_json_cannot_carry_is_an_error():
     assert caught.value.status == 500
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_only_numbers_in_json_must_be_finite(number):
+    names = (("a", True), ("NaN, Infinity", False))
+    outputs = {"a": np.float32([number]), "NaN, Infinity": np.float64([1.5])}
+    body = build_answer(InferRequest(None, {}, names), outputs, model="m", version="1")
+    assert json.loads(body.json)["outputs"][1]["data"] == [1.5]
+    with pytest.raises(RefusedError, match="Output 'a' has numbers that are not finite"):
+        build_answer(InferRequest(None, {}, (("NaN, Infinity", False), ("a", False))), outputs, model="m", version="1")
+
+
 def test_metadata_tells_scales():
     assert describe(AGES) == {"name": "ages", "datatype": "INT8", "shape": [3], "parameters": {"scale": 0.5, "zero_point": -3}}
 
