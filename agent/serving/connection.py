@@ -233,6 +233,8 @@ class Connection:
             if not count:
                 self.out = [bytes(part) for part in left]  # the arrays behind the parts are written over by the next inference
                 return False
+            if count == sum(map(len, left)):
+                break
             left = _without_first(left, count)
         return True
 

@@ -3,8 +3,7 @@
 A model that is replaced answers what it has begun and is then closed; nothing is closed under a running inference.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -37,6 +36,32 @@ class Key:
     digest: str
 
 
+class Inferred:
+    """One inference on a copy of a model that is free; see `ServedModel.inferred`. A class, because a generator costs each request more."""
+
+    __slots__ = ("_backend", "_free", "_inputs")
+
+    def __init__(self, free: "SimpleQueue[Backend | None]", inputs: Mapping[str, Array]) -> None:
+        self._free, self._inputs = free, inputs
+        self._backend: Backend | None = None
+
+    def __enter__(self) -> Mapping[str, Array]:
+        backend = self._free.get()
+        if backend is None:
+            self._free.put(None)  # for the next one that comes too late
+            raise ClosedError
+        try:
+            outputs = backend.infer(self._inputs)
+        except BaseException:
+            self._free.put(backend)
+            raise
+        self._backend = backend
+        return outputs
+
+    def __exit__(self, *_: object) -> None:
+        self._free.put(self._backend)
+
+
 class ServedModel:
     """One release of one line, ready to infer; `inferred` may be used by as many threads as it has copies."""
 
@@ -52,16 +77,9 @@ class ServedModel:
         for backend in backends:
             self._free.put(backend)
 
-    @contextmanager
-    def inferred(self, inputs: Mapping[str, Array]) -> Iterator[Mapping[str, Array]]:
-        """The outputs by name, which live until the block ends. Raises: ClosedError; InferFailed."""
-        backend = self._free.get()
-        try:
-            if backend is None:
-                raise ClosedError
-            yield backend.infer(inputs)
-        finally:
-            self._free.put(backend)
+    def inferred(self, inputs: Mapping[str, Array]) -> "Inferred":
+        """For one `with`: the outputs by name, which live until the block ends. Entering it raises: ClosedError; InferFailed."""
+        return Inferred(self._free, inputs)
 
     def close(self) -> None:
         """Wait for running inferences, then free all memory; what comes later is told `ClosedError`."""
