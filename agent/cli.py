@@ -146,7 +146,7 @@ def _add_serve(commands: _Commands) -> None:
 
 def _add_drift(commands: _Commands) -> None:
     commands.add("show", drift.show, "per pipeline: how far its reference is, and what the evidence says")
-    record = commands.add("record", drift.record, "copy the kept sub-windows into a file, from which a server can learn a reference")
+    record = commands.add("record", drift.record, "copy the kept sub-windows into a signed file, from which a server can learn a reference")
     record.add_argument("--days", type=int, default=28, metavar="N", help="the latest so many days; default: 28")
     record.add_argument("--pipeline", metavar="NAME", help="of this pipeline only")
     record.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="where to put them")

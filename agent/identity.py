@@ -99,7 +99,7 @@ class Identity:
         return self.folder / _DIRECTOR_ROOT
 
     def signing_key(self) -> "ec.EllipticCurvePrivateKey":
-        """The key that signs version reports. Raises: DeviceError when the file is unreadable."""
+        """The key that signs version reports and recordings. Raises: DeviceError when the file is unreadable."""
         return _load_key(self.key_path)
 
     def sealing_key(self) -> bytes:

@@ -27,13 +27,19 @@ def show(options: argparse.Namespace) -> int:
 
 
 def record(options: argparse.Namespace) -> int:
-    """Copy the kept sub-windows into a file. Raises: NotFoundError when there are none; ConfigError when it cannot be written."""
+    """Copy the kept sub-windows into a file that the device signs.
+
+    Raises: DeviceError when it is not enrolled; NotFoundError when there are none; ConfigError when the file cannot be written.
+    """
     from agent.drift.store import SUBWINDOWS_PER_DAY, read_windows
-    from protocol.clock import from_environment
+    from agent.identity import load_identity
+    from protocol.clock import from_environment, to_unix_ms
+    from protocol.recordings import sign_recording
     from protocol.sketches.recording import encode_recording
 
-    config = load(options).config
-    now_w0 = int(from_environment().now().timestamp() // 600)
+    config, now = load(options).config, from_environment().now()
+    identity = load_identity(config.identity_dir)
+    now_w0 = int(now.timestamp() // 600)
     rows, grids = read_windows(config.store_path, since=now_w0 - options.days * SUBWINDOWS_PER_DAY, pipeline=options.pipeline)
     rows = [row for row in rows if row.rows]
     if not rows:
@@ -42,14 +48,18 @@ def record(options: argparse.Namespace) -> int:
             hint="`mooring-agent drift show` says what is watched; a sub-window takes ten minutes.",
         )
     used = {row.subject.grid for row in rows}
-    data = encode_recording({name: body for name, body in grids.items() if name in used}, (row.body for row in rows))
+    body = encode_recording({name: body for name, body in grids.items() if name in used}, (row.body for row in rows))
+    data = sign_recording(identity.signing_key(), body, device=identity.device, tenant=identity.tenant, recorded_at_ms=to_unix_ms(now))
     try:
         options.output.write_bytes(data)
     except OSError as error:
         raise ConfigError(f"{options.output} cannot be written: {error.strerror}.") from None
     pipelines = sorted({row.subject.pipeline for row in rows})
-    said = {"file": str(options.output), "bytes": len(data), "subwindows": len(rows), "pipelines": pipelines}
-    text = f"{len(rows)} sub-windows of {', '.join(pipelines)} in {options.output}. At the server: mooring drift reference import"
+    said = {"file": str(options.output), "bytes": len(data), "subwindows": len(rows), "pipelines": pipelines, "device": identity.device}
+    text = (
+        f"{len(rows)} sub-windows of {', '.join(pipelines)} in {options.output}, signed by {identity.device}. "
+        f"At the server: mooring drift reference import {identity.device} FILE --pipeline {pipelines[0]}"
+    )
     answer(options, said, lambda out: out(text))
     return 0
 

@@ -52,7 +52,8 @@ class DriftStory:
             "examples.digits.recording",
             *(str(slot), str(recording), "--pipeline", self.pipeline["name"], "--video", str(self.video), "--rows", str(ROWS)),
         )
-        fields = {"device": self.device, "pipeline": self.pipeline["name"], "reason": "demo: two weeks drawn from its own frames"}
+        # a script made it, so no device's key signed it: whoever brings it vouches for it
+        fields = {"device": self.device, "pipeline": self.pipeline["name"], "unsigned": "true", "reason": "demo: drawn from its own frames"}
         learned = self.world.people["operator"].upload("/drift/references", fields, {"recording": recording})
         taught = self._await(lambda one: one["grade"] == learned["grade"], what="its reference to reach it")
         self.report.add(

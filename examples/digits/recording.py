@@ -1,7 +1,9 @@
 """Makes a recording of days in front of the camera, from which a device's reference can be learned without waiting for two weeks.
 
     python examples/digits/recording.py SLOT OUTPUT        # SLOT: folder of a release's files, as a device has it
-    mooring drift reference import DEVICE OUTPUT --pipeline front --reason "made up of held-out scans"
+    mooring drift reference import DEVICE OUTPUT --pipeline front --unsigned --reason "made up of held-out scans"
+
+No device made it, so none signs it: whoever brings it says so and is named in the audit log.
 
 The rows are real: held-out scans, drawn as a camera sees them, or the frames of a video (--video), through the slot's own model with the
 device's own code. The days are not: each sub-window shows scans in an order that is drawn, a few frames each, as the example's videos

@@ -17,7 +17,7 @@ _LEAST_P = 1e-300
 _ROWS: tuple[tuple[str, Any], ...] = (
     ("DEVICE", lambda row: row["device"]),
     ("PIPELINE", lambda row: row["pipeline"]),
-    ("REFERENCE", lambda row: f"{row['grade']} ({row['days']} days)"),
+    ("REFERENCE", lambda row: f"{row['grade']} ({row['days']} days){_whence(row)}"),
     ("P", lambda row: _probability(row["p"])),
     ("EVIDENCE", lambda row: f"{row['statistic']:.3g} of {row['threshold']:.3g}" if row["threshold"] else ""),
     ("ALARM", lambda row: f"{row['alarm']} {row['alarm_state']}" if row["alarm"] else ""),
@@ -46,7 +46,7 @@ def show(
 def _pipeline(found: dict[str, Any]) -> None:
     state, estimated = found["state"] or {}, found["accuracy"]
     names = ("device", "pipeline", "grade", "days", "check", "score", "p", "statistic", "threshold", "site_gap", "peer_p", "alarm")
-    output.facts({name: state.get(name) for name in names})
+    output.facts({name: f"{state[name]}{_whence(state)}" if name == "grade" and state else state.get(name) for name in names})
     if found["own_false_alarms_per_year"] is not None:
         output.facts({"false alarms per year": f"{found['own_false_alarms_per_year']:g}, by the device's own settings"})
     if estimated:
@@ -65,6 +65,11 @@ def _pipeline(found: dict[str, Any]) -> None:
         ("W1", lambda row: f"{row['w1']:.3f}"),
     )
     output.table(columns, found["distributions"], empty="No window in this time.")
+
+
+def _whence(state: dict[str, Any]) -> str:
+    """What is to be known of where the reference comes from."""
+    return drift_reference.UNSIGNED if state.get("reference_source") == "recording" else ""
 
 
 def _number(value: float | None, form: str) -> str:

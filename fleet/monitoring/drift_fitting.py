@@ -8,7 +8,7 @@ import numpy as np
 from fleet.db import Connection
 from fleet.monitoring import detectors, drift_references, drift_store, stretches
 from fleet.monitoring.drift_known import Known
-from fleet.monitoring.drift_model import DAY, HOUR, Check, Grade
+from fleet.monitoring.drift_model import BROUGHT, DAY, HOUR, Check, Grade, ReferenceSource
 from protocol.errors import InvalidError
 from protocol.sketches.codec import SketchWindow, decode
 from protocol.sketches.grid import Grid
@@ -19,8 +19,8 @@ from protocol.sketches.reference import CALIBRATED_DAYS, PROVISIONAL_DAYS, Devic
 def current_reference(tx: Connection, known: Known, *, now: datetime) -> DeviceReference | None:
     """What the series is judged by; the server fits its own where it judges, again when the days suffice for a better grade."""
     row = known.row
-    wanted = "server" if row.decided_by is Check.SERVER else "device"
-    usable = [one for one in known.sources.values() if one.reference_id in known.references and one.source in {wanted, "recording"}]
+    wanted = ReferenceSource.SERVER if row.decided_by is Check.SERVER else ReferenceSource.DEVICE
+    usable = [one for one in known.sources.values() if one.reference_id in known.references and one.source in {wanted, *BROUGHT}]
     current = next((one for one in usable if one.retired_at is None), None)
     is_due = row.decided_by is Check.SERVER and (
         (current is None and row.days >= PROVISIONAL_DAYS)
@@ -29,7 +29,7 @@ def current_reference(tx: Connection, known: Known, *, now: datetime) -> DeviceR
     fitted = _fit(tx, known) if is_due else None
     if fitted is None:
         return None if current is None else known.references[current.reference_id]
-    drift_references.store_reference(tx, row, fitted, source="server", now=now)
+    drift_references.store_reference(tx, row, fitted, source=ReferenceSource.SERVER, now=now)
     return fitted
 
 

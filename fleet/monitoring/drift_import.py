@@ -1,7 +1,7 @@
 """A device's reference learned from a recording: `mooring drift reference import` (DRIFT 5.2). What is learned is `provisional`, always.
 
-Of the recording only clean sub-windows of one pipeline and model version count; which device it speaks for says the person who brings
-it, in the audit log.
+Of the recording only clean sub-windows of one pipeline and model version count. Which device made it is proven by its signature, or said
+by the person who brings it, in the audit log.
 """
 
 from collections import Counter
@@ -12,13 +12,15 @@ from statistics import median
 
 import numpy as np
 
+from fleet import audit
 from fleet.audit import Actor
 from fleet.blobs import BlobStore
 from fleet.db import Database
-from fleet.monitoring import drift_learning, drift_profiles, drift_references
+from fleet.monitoring import drift_learning, drift_profiles, drift_recordings, drift_references
 from fleet.monitoring.drift_model import Reference
-from protocol.errors import InvalidError, NotFoundError
-from protocol.ids import DeviceId, TenantId
+from fleet.monitoring.drift_recordings import Brought, Proven
+from protocol.errors import InvalidError, NotFoundError, TrustError
+from protocol.ids import TenantId
 from protocol.sketches.codec import CONDITION_CODES, SketchWindow, Source
 from protocol.sketches.grid import Grid
 from protocol.sketches.recording import Recorded, decode_recording
@@ -29,8 +31,6 @@ from protocol.sketches.summary import summarizer
 MAX_EXCLUDED, MIN_RATE = 0.5, 0.5
 #: A sub-window with any second of these does not count.
 _SPOILED = frozenset(CONDITION_CODES[name] for name in ("frame_missing", "clock_jumped", "extractor_failed"))
-#: What `Reference.source` says of what was learned here.
-SOURCE = "recording"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def import_reference(
     blobs: BlobStore,
     *,
     tenant: TenantId,
-    device: DeviceId,
+    brought: Brought,
     pipeline: str,
     recording: bytes,
     by: Actor,
@@ -92,11 +92,13 @@ def import_reference(
 ) -> tuple[Reference, Learned]:
     """Learn a reference from a recording, keep it for the device's pipeline, use it, and say so in the audit log.
 
-    Raises: NotFoundError; InvalidError for a recording that is malformed, too short, or of a grid that no release of the tenant brought.
+    Raises: NotFoundError; InvalidError for a recording that is malformed, too short, or of a grid that no release of the tenant brought;
+    InvalidError and TrustError for one that is not from where it should be (`drift_recordings.prove`). A TrustError is in the audit log.
     """
     if not reason.strip():
         raise InvalidError("A reference from a recording wants a reason.", hint="Say where and when it was recorded: --reason.")
-    learned = learn(decode_recording(recording), pipeline=pipeline, model=model, is_indoor=is_indoor)
+    proven = _proven(database, recording, brought, tenant=tenant, by=by, now=now, reason=reason)
+    learned = learn(decode_recording(proven.body), pipeline=pipeline, model=model, is_indoor=is_indoor)
     grid_id = learned.reference.grid_id.hex()
     drift_learning.learn_profiles(database, blobs, tenant, now=now)  # also of a release whose devices have sent nothing yet
     with database.reading() as tx:
@@ -110,15 +112,30 @@ def import_reference(
     stored = drift_references.add_reference(
         database,
         tenant=tenant,
-        device=device,
+        device=brought.device,
         pipeline=pipeline,
         body=learned.reference.encoded,
-        source=SOURCE,
+        source=proven.source,
         by=by,
         now=now,
         reason=reason,
+        detail=proven.detail,
     )
     return stored, learned
+
+
+def _proven(database: Database, recording: bytes, brought: Brought, *, tenant: TenantId, by: Actor, now: datetime, reason: str) -> Proven:
+    """The recording, proven; one that is not what it says is written to the audit log. Raises: InvalidError; TrustError."""
+    try:
+        with database.reading() as tx:
+            return drift_recordings.prove(tx, recording, brought, tenant=tenant, now=now)
+    except TrustError as error:
+        subject, detail = f"device/{brought.device}", {"code": error.code, "error": error.message}
+        with database.transaction() as tx:
+            audit.append(
+                tx, tenant=tenant, actor=by, action="drift.reference-refused", subject=subject, now=now, reason=reason, detail=detail
+            )
+        raise
 
 
 def _chosen(recorded: Sequence[Recorded], pipeline: str, model: str) -> tuple[list[SketchWindow], Grid]:

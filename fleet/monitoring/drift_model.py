@@ -48,6 +48,22 @@ class AlarmEvent(StrEnum):
     FALSE_ALARM = "false_alarm"
 
 
+class ReferenceSource(StrEnum):
+    """Where a reference comes from."""
+
+    #: The device learned it from what it saw.
+    DEVICE = "device"
+    #: The server fitted it to the hours that the device sent.
+    SERVER = "server"
+    #: A recording that a device signed.
+    SIGNED_RECORDING = "signed-recording"
+    #: A recording that nobody signed: the one who brought it vouches for it. So are all from before recordings were signed.
+    RECORDING = "recording"
+
+
+#: Those that were learned here from a file that somebody brought.
+BROUGHT = frozenset({ReferenceSource.SIGNED_RECORDING, ReferenceSource.RECORDING})
+
 #: Every arrow there is; one that is missing raises.
 TRANSITIONS: Mapping[tuple[AlarmState | None, AlarmEvent], AlarmState] = MappingProxyType(
     {
@@ -278,8 +294,7 @@ class Reference:
     grid_id: str
     reference_id: str
     grade: Grade
-    #: device, server, or recording.
-    source: str
+    source: ReferenceSource
     #: As protocol.sketches.reference encodes it.
     body: bytes
     stored_at: datetime
@@ -345,6 +360,8 @@ class OverviewRow:
     alarm: str | None
     alarm_state: AlarmState | None
     cells: tuple[FeatureCell, ...]
+    #: Where the reference in use comes from; None while there is none.
+    source: ReferenceSource | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from fleet.monitoring.drift_model import (
     Distribution,
     Measured,
     OverviewRow,
+    ReferenceSource,
     SubjectKind,
     TimePoint,
 )
@@ -57,13 +58,22 @@ def device_overview(
         rows = drift_store.list_series(tx, tenant, devices=devices, limit=4 * limit)
         current = drift_store.current_of(tx, tenant, rows)[:limit]
         opened = {one.subject.text: one for one in reversed(alarm_store.list_open(tx, tenant))}
-    return [_overview(row, opened.get(row.subject.text)) for row in current]
+        sources = reference_store.list_sources(tx, tenant, [row.series_key for row in current if row.reference_id])
+    return [_overview(row, opened.get(row.subject.text), sources.get((row.series_key, row.reference_id or ""))) for row in current]
 
 
-def _overview(row: SeriesRow, alarm: Alarm | None) -> OverviewRow:
+def _overview(row: SeriesRow, alarm: Alarm | None, source: ReferenceSource | None) -> OverviewRow:
     until = None if row.judged_until is None else drift_sums.moment_of(row.judged_until)
     state = drift_store.state_of(row, until=until)
-    return OverviewRow(state, alarm.alarm if alarm else None, alarm.state if alarm else None, row.cells)
+    return OverviewRow(state, alarm.alarm if alarm else None, alarm.state if alarm else None, row.cells, source)
+
+
+def source_of(database: Database, tenant: TenantId, alarm: Alarm) -> ReferenceSource | None:
+    """Where the reference comes from that the alarm was raised against; None of a group's, and of one that is not kept any more."""
+    if alarm.subject.kind is not SubjectKind.DEVICE or not alarm.reference_id:
+        return None
+    with database.reading() as tx:
+        return reference_store.find_source(tx, tenant, DeviceId(alarm.subject.name), alarm.subject.pipeline, alarm.reference_id)
 
 
 def list_waiting(database: Database, tenant: TenantId, *, device: DeviceId | None = None) -> list[Waiting]:

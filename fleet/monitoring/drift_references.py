@@ -1,7 +1,7 @@
 """What is normal for a device: learned there, by the server or from a recording; checked, kept, used, begun anew; with audit entries."""
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -14,7 +14,7 @@ from fleet.devices.model import DriftPatch
 from fleet.monitoring import alarm_store, detectors, drift_reading, drift_service, drift_store, drift_sums, reference_store
 from fleet.monitoring.drift_alarms import DETECTOR, clear_alarm
 from fleet.monitoring.drift_ingest import MOST_SERIES, too_many_series
-from fleet.monitoring.drift_model import BY_WINDOWS, DAY, AlarmEvent, Grade, Reference
+from fleet.monitoring.drift_model import BROUGHT, BY_WINDOWS, DAY, AlarmEvent, Grade, Reference, ReferenceSource
 from fleet.monitoring.drift_profiles import grids_of
 from fleet.monitoring.drift_tables import SeriesKey, SeriesRow
 from protocol.clock import to_unix_ms
@@ -31,18 +31,20 @@ def store_reference(
     row: SeriesRow,
     reference: DeviceReference,
     *,
-    source: str,
+    source: ReferenceSource,
     now: datetime,
     by: audit.Actor = DETECTOR,
     reason: str = "",
+    detail: Mapping[str, str] | None = None,
     tell: Callable[[], None] | None = None,
 ) -> Reference:
     """Keep and use a reference, with the audit entry; an alarm that is open is over when it replaces another one.
 
-    One that a device learned before somebody took what is there now as normal is kept, retired. `tell`: what else is to be changed, before
-    the audit log is locked.
+    One that a device learned before somebody took what is there now as normal is kept, retired. One from a recording that nobody signed
+    becomes signed when the same numbers come from one that a device signed, and stays so. `detail`: what else the audit entry says;
+    `tell`: what else is to be changed, before the audit log is locked.
     """
-    is_used = source != "device" or reference.last_w0 >= (row.learning_from or 0)
+    is_used = source != ReferenceSource.DEVICE or reference.last_w0 >= (row.learning_from or 0)
     made = Reference(
         device=row.device,
         pipeline=row.pipeline,
@@ -55,7 +57,13 @@ def store_reference(
         stored_at=now,
         retired_at=None if is_used else now,
     )
-    before = next((one for one in reference_store.list_references(tx, row) if one.retired_at is None), None)
+    kept = reference_store.list_references(tx, row)
+    before = next((one for one in kept if one.retired_at is None), None)
+    known = next((one for one in kept if one.reference_id == made.reference_id), None)
+    if known is not None and (known.source, source) == (ReferenceSource.RECORDING, ReferenceSource.SIGNED_RECORDING):
+        reference_store.set_source(tx, row.tenant, row.series_key, made)
+    elif known is not None:
+        made = replace(made, source=known.source)
     is_new = reference_store.put_reference(tx, row.tenant, row.series_key, made)
     if is_used:
         reference_store.use_reference(tx, row.tenant, row.series_key, made.reference_id, now=now)
@@ -63,13 +71,11 @@ def store_reference(
             end_alarms(tx, row, AlarmEvent.REREFERENCED, by=by, now=now, reason=reason)
     if tell is not None:
         tell()
-    if is_new:
-        detail = {"pipeline": row.pipeline, "reference": made.reference_id, "grade": str(made.grade), "source": source}
-        detail |= {} if is_used else {"state": "retired"}
+    if is_new or source in BROUGHT:  # who brings a recording says so each time
+        told = {"pipeline": row.pipeline, "reference": made.reference_id, "grade": str(made.grade), "source": str(source), **(detail or {})}
+        told |= {} if is_used else {"state": "retired"}
         subject = f"device/{row.device}"
-        audit.append(
-            tx, tenant=row.tenant, actor=by, action="drift.reference-stored", subject=subject, now=now, reason=reason, detail=detail
-        )
+        audit.append(tx, tenant=row.tenant, actor=by, action="drift.reference-stored", subject=subject, now=now, reason=reason, detail=told)
     return made
 
 
@@ -99,13 +105,15 @@ def add_reference(
     device: DeviceId,
     pipeline: str,
     body: bytes,
-    source: str,
+    source: ReferenceSource,
     by: Actor,
     now: datetime,
     reason: str = "",
+    detail: Mapping[str, str] | None = None,
 ) -> Reference:
     """Store a reference (protocol.sketches.reference) that was learned from a recording, use it and send it to the device.
 
+    `detail`: what the audit entry says of the recording.
     Raises: NotFoundError; InvalidError when it cannot be read, is of a grid that no release brought, or of another model version.
     """
     if len(body) > MAX_REFERENCE_BYTES:
@@ -120,7 +128,7 @@ def add_reference(
         def tell() -> None:
             _change_twin(tx, tenant, device, lambda patch: {"references": {**(patch.references or {}), pipeline: text}}, now=now)
 
-        stored = store_reference(tx, row, reference, source=source, now=now, by=by, reason=reason, tell=tell)
+        stored = store_reference(tx, row, reference, source=source, now=now, by=by, reason=reason, detail=detail, tell=tell)
         _judge_again(tx, replace(row, learning_from=None), now=now)
     return stored
 
@@ -184,7 +192,7 @@ def take_event(tx: Connection, tenant: TenantId, device: DeviceId, event: Event,
         audit.append(tx, tenant=tenant, actor=by, action="drift.reference-refused", subject=subject, now=now, detail={"error": text})
         return
     if all(one.reference_id != reference.reference_id.hex() for one in reference_store.list_references(tx, row)):
-        stored = store_reference(tx, row, reference, source="device", now=now, by=by)
+        stored = store_reference(tx, row, reference, source=ReferenceSource.DEVICE, now=now, by=by)
         if stored.retired_at is None:
             _judge_again(tx, row, now=now)
 

@@ -7,9 +7,9 @@ import sqlalchemy as sa
 
 from fleet import db
 from fleet.monitoring import drift_tables
-from fleet.monitoring.drift_model import Grade, Reference
+from fleet.monitoring.drift_model import Grade, Reference, ReferenceSource
 from fleet.monitoring.drift_tables import ProfileRow, SeriesRow
-from protocol.ids import TenantId
+from protocol.ids import DeviceId, TenantId
 
 
 def put_profile(tx: db.Connection, tenant: TenantId, row: ProfileRow, *, now: datetime) -> bool:
@@ -72,6 +72,13 @@ def put_reference(tx: db.Connection, tenant: TenantId, series_key: int, referenc
     return db.insert_ignore(tx, drift_tables.drift_references, values) > 0
 
 
+def set_source(tx: db.Connection, tenant: TenantId, series_key: int, reference: Reference) -> None:
+    """What is known of where a kept reference comes from."""
+    table = drift_tables.drift_references
+    of_series = (table.c.tenant == tenant, table.c.series_key == series_key, table.c.reference_id == reference.reference_id)
+    tx.execute(sa.update(table).where(*of_series).values(source=reference.source))
+
+
 def use_reference(tx: db.Connection, tenant: TenantId, series_key: int, reference_id: str | None, *, now: datetime) -> None:
     """The one in use; the others are retired now, as far as they are not."""
     table = drift_tables.drift_references
@@ -105,7 +112,7 @@ def list_references(tx: db.Connection, series: SeriesRow) -> list[Reference]:
             grid_id=series.grid_id,
             reference_id=row.reference_id,
             grade=Grade(row.grade),
-            source=row.source,
+            source=ReferenceSource(row.source),
             body=row.body,
             stored_at=row.stored_at,
             retired_at=row.retired_at,
@@ -113,6 +120,29 @@ def list_references(tx: db.Connection, series: SeriesRow) -> list[Reference]:
         for row in tx.execute(statement.order_by(table.c.stored_at.desc(), table.c.reference_id))
     ]
     return sorted(found, key=lambda one: one.retired_at is not None)
+
+
+def list_sources(tx: db.Connection, tenant: TenantId, series_keys: Collection[int]) -> dict[tuple[int, str], ReferenceSource]:
+    """Where the references of these series come from, by series and reference id."""
+    table = drift_tables.drift_references
+    columns = (table.c.series_key, table.c.reference_id, table.c.source)
+    found: dict[tuple[int, str], ReferenceSource] = {}
+    for part in drift_tables.parts_of(series_keys):
+        for row in tx.execute(sa.select(*columns).where(table.c.tenant == tenant, table.c.series_key.in_(part))):
+            found[row.series_key, row.reference_id] = ReferenceSource(row.source)
+    return found
+
+
+def find_source(tx: db.Connection, tenant: TenantId, device: DeviceId, pipeline: str, reference_id: str) -> ReferenceSource | None:
+    """Where a reference of the device's pipeline comes from; None when it is not kept."""
+    table, of = drift_tables.drift_references, drift_tables.drift_series
+    statement = (
+        sa.select(table.c.source)
+        .join(of, sa.and_(of.c.tenant == table.c.tenant, of.c.series_key == table.c.series_key))
+        .where(of.c.tenant == tenant, of.c.device == device, of.c.pipeline == pipeline, table.c.reference_id == reference_id)
+    )
+    found = tx.scalars(statement).first()
+    return None if found is None else ReferenceSource(found)
 
 
 def list_watched(tx: db.Connection, tenant: TenantId) -> list[tuple[datetime, int]]:

@@ -220,7 +220,8 @@ def _alarm_page(
     found = drift_service.get_alarm(services_of(request).database, caller.tenant, alarm)
     made, points = _what_if(request, caller, found, rate=rate)
     timeline = drift_views.timeline_chart(points, threshold=found.threshold, alarm=found) if points else None
-    view: AlarmPage = drift_views.alarm_page(found, words=drift_service.explain(found), what_if=made, timeline=timeline)
+    source = drift_reading.source_of(services_of(request).database, caller.tenant, found)
+    view: AlarmPage = drift_views.alarm_page(found, words=drift_service.explain(found), source=source, what_if=made, timeline=timeline)
     said = str(error) if error else ""
     may = caller.may("alarms:write")
     return html_page(request, caller, "alarm.html", "Alarms", status=status_of(error), view=view, error=said, may_answer=may)

@@ -15,6 +15,7 @@ from fleet.monitoring.drift_model import (
     FalseAlarms,
     Grade,
     OverviewRow,
+    ReferenceSource,
     SubjectKind,
     TimePoint,
     Trust,
@@ -358,8 +359,15 @@ def alarm_row(alarm: Alarm) -> AlarmRow:
     )
 
 
-def alarm_page(alarm: Alarm, *, words: str, what_if: WhatIfView | None = None, timeline: Chart | None = None) -> AlarmPage:
-    """One alarm with what it means."""
+def alarm_page(
+    alarm: Alarm,
+    *,
+    words: str,
+    source: ReferenceSource | None = None,
+    what_if: WhatIfView | None = None,
+    timeline: Chart | None = None,
+) -> AlarmPage:
+    """One alarm with what it means; `source`: where its reference comes from."""
     return AlarmPage(
         row=alarm_row(alarm),
         features=tuple(
@@ -381,7 +389,7 @@ def alarm_page(alarm: Alarm, *, words: str, what_if: WhatIfView | None = None, t
         facts=(
             ("Evidence", f"{number(alarm.statistic)}, with {number(alarm.threshold)} an alarm is raised"),
             ("False alarms allowed", f"{number(alarm.rate)} per device-year"),
-            ("Reference", f"{alarm.grade.value}{f', {alarm.reference_id[:12]}' if alarm.reference_id else ''}"),
+            ("Reference", f"{alarm.grade.value}{f', {alarm.reference_id[:12]}' if alarm.reference_id else ''}{_whence(source)}"),
             ("Model version", alarm.subject.model[:12] or "–"),
             ("Windows of evidence", str(len(alarm.evidence))),
         ),
@@ -471,13 +479,13 @@ def pipeline_drift(
 
     `candidate`: of the candidate in the shadow, all features.
     """
-    state = row.state
+    state, is_learned = row.state, row.state.grade is not Grade.COLLECTING
     by_name = {one.feature: one for one in distributions}
     order = sorted(row.cells, key=lambda cell: (1.0 if cell.p is None else cell.p, -abs(cell.place or 0.0)))
     picked = [one for one in (by_name.get(cell.feature) for cell in order) if one is not None]
     shown = list(distributions) if feature else (picked or list(distributions))[:DISTRIBUTIONS_SHOWN]
     facts = (
-        ("Reference", state.grade.value if state.grade is not Grade.COLLECTING else f"learning: day {state.days} of 14, no alarms yet"),
+        ("Reference", f"{state.grade.value}{_whence(row.source)}" if is_learned else f"learning: day {state.days} of 14, no alarms yet"),
         ("Check", f"by the {state.check.value}"),
         ("Latest score", f"{number(state.score)} (p {probability(state.p)})"),
         ("Evidence", f"{number(state.statistic)}, with {number(state.threshold)} an alarm is raised"),
@@ -532,13 +540,18 @@ def duration(length: timedelta) -> str:
     return f"{minutes / 60:.1f} h" if minutes < 48 * 60 else f"{minutes / 1440:.1f} days"
 
 
+def _whence(source: ReferenceSource | None) -> str:
+    """What is to be known of where a reference comes from."""
+    return ", from an unsigned recording" if source is ReferenceSource.RECORDING else ""
+
+
 def _heat_row(row: OverviewRow, features: Sequence[str]) -> HeatRow:
     state, cells = row.state, {cell.feature: cell for cell in row.cells}
     conditions = ", ".join(f"{code} {seconds} s" for code, seconds in state.conditions.items())
     return HeatRow(
         device=state.device,
         pipeline=state.pipeline,
-        grade=state.grade.value if state.grade is not Grade.COLLECTING else f"learning, day {state.days} of 14",
+        grade=f"{state.grade.value}{_whence(row.source)}" if state.grade is not Grade.COLLECTING else f"learning, day {state.days} of 14",
         state=row.alarm_state.value if row.alarm_state else "ok",
         alarm=row.alarm or "",
         score=number(state.score),

@@ -1,7 +1,7 @@
 """A recording: sub-windows of one device in a file, from which a reference can be learned elsewhere (DRIFT 5.2); pure.
 
 `mooring-agent drift record` writes it, `mooring drift reference import` reads it. Each sub-window is as it would travel, so a recording
-says nothing that the device would not have sent; which device it was is for the one who brings it to say.
+says nothing that the device would not have sent; which device it was says the signature around it (protocol.recordings).
 """
 
 from collections.abc import Iterable, Mapping, Sequence

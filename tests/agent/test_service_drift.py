@@ -20,13 +20,15 @@ from waiting import PATIENCE_S, wait_until
 from agent.cli import main
 from agent.config import AgentConfig, DriftConfig
 from agent.control import ask
+from agent.identity import load_identity
 from agent.service import Service
 from agent.slots import SlotContent, SlotFile, Slots
-from protocol.clock import ENVIRONMENT_NAME, from_environment
+from protocol.clock import ENVIRONMENT_NAME, from_environment, to_unix_ms
 from protocol.errors import InvalidError
 from protocol.files import digest_of_file
 from protocol.ids import LineName, ReleaseVersion
 from protocol.messages import Desired, Drift, RuntimeInfo
+from protocol.recordings import read_recording, verify_recording
 from protocol.sketches.codec import SketchWindow, decode, read_head
 from protocol.sketches.grid import Grid
 from protocol.sketches.recording import decode_recording
@@ -244,15 +246,25 @@ def test_more_rows_than_may_wait_for_the_control_loop_are_counted(service: Servi
     assert service.parts.drift.figures()["lost"] == 3
 
 
-def test_kept_sub_windows_are_copied_into_a_file(service: Service, clock: FakeClock, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_kept_sub_windows_are_copied_into_a_file_that_the_device_signs(
+    service: Service, clock: FakeClock, tmp_path: Path, capsys: pytest.CaptureFixture[str], make_identity: Any
+):
     grid = make_grid()
     world = World(grid, make_profile(tmp_path / "slot", grid))
     work(service, clock, world, rows=40)
     file = tmp_path / "recording.cbor"
     command = ["drift", "record", "--days", "36500", "-o", str(file), "--state-dir", str(tmp_path / "state"), "--json"]
+    assert main(command) == 1
+    assert "not enrolled" in capsys.readouterr().err
+    assert not file.exists()
+    make_identity("mqtts://127.0.0.1:1").folder.rename(tmp_path / "state" / "identity")
     assert main(command) == 0
     said = json.loads(capsys.readouterr().out)
-    recorded = decode_recording(file.read_bytes())
+    brought = read_recording(file.read_bytes())
+    statement = verify_recording(load_identity(tmp_path / "state" / "identity").signing_key().public_key(), brought)
+    assert (said["device"], statement.device, statement.tenant) == ("cam-1", "cam-1", "t0")
+    assert abs(statement.recorded_at - to_unix_ms(from_environment().now())) < 3_600_000
+    recorded = decode_recording(brought.body)
     assert len(recorded) == said["subwindows"] >= 3
     assert {one.grid for one in recorded} == {grid}
     assert sum(one.window.counts.rows for one in recorded) > 30

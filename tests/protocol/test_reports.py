@@ -5,7 +5,7 @@ import base64
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from protocol import reports
+from protocol import dsse, reports
 from protocol.errors import TrustError
 from protocol.messages import DsseEnvelope, DsseSignature, SlotReport, VersionReport
 
@@ -25,7 +25,7 @@ REPORT = VersionReport(
 def test_a_signed_report_verifies_and_returns_whole():
     envelope = reports.sign_report(KEY, REPORT)
     assert envelope.payloadType == "application/vnd.mooring.version-report.v1+json"
-    assert envelope.signatures[0].keyid == reports.key_id(KEY.public_key())
+    assert envelope.signatures[0].keyid == dsse.key_id(KEY.public_key())
     assert reports.verify_report(KEY.public_key(), DsseEnvelope.model_validate_json(envelope.model_dump_json())) == REPORT
 
 
@@ -39,7 +39,7 @@ def test_another_devices_key_is_refused():
 def test_a_key_id_alone_proves_nothing():
     envelope = reports.sign_report(ec.generate_private_key(ec.SECP256R1()), REPORT)
     forged = envelope.model_copy(
-        update={"signatures": [DsseSignature(keyid=reports.key_id(KEY.public_key()), sig=envelope.signatures[0].sig)]}
+        update={"signatures": [DsseSignature(keyid=dsse.key_id(KEY.public_key()), sig=envelope.signatures[0].sig)]}
     )
     with pytest.raises(TrustError):
         reports.verify_report(KEY.public_key(), forged)
@@ -68,7 +68,7 @@ def test_a_signature_for_another_type_is_refused():
 
 def test_a_signed_document_that_is_no_report_is_refused():
     payload = b'{"device":"cam-1"}'
-    signature = KEY.sign(reports._pre_authentication(reports.PAYLOAD_TYPE, payload), reports._ALGORITHM)
+    signature = KEY.sign(dsse._pre_authentication(reports.PAYLOAD_TYPE, payload), dsse._ALGORITHM)
     envelope = DsseEnvelope(
         payload=base64.b64encode(payload).decode(),
         payloadType=reports.PAYLOAD_TYPE,
@@ -89,6 +89,6 @@ def test_what_is_not_base64_is_refused(text):
 
 def test_the_pre_authentication_encoding_is_that_of_the_specification():
     # DSSE protocol.md, "Test vectors"
-    assert reports._pre_authentication("http://example.com/HelloWorld", b"hello world") == (
+    assert dsse._pre_authentication("http://example.com/HelloWorld", b"hello world") == (
         b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
     )

@@ -12,7 +12,7 @@ from simulators.sketches import SketchDevice
 from fleet.audit import Actor, ActorKind
 from fleet.db import Database
 from fleet.monitoring import drift_references, drift_service, drift_tick
-from fleet.monitoring.drift_model import Alarm
+from fleet.monitoring.drift_model import Alarm, ReferenceSource
 from fleet.monitoring.drift_rules import DriftRules
 from protocol.clock import to_unix_ms
 from protocol.ids import DEFAULT_TENANT, DeviceId
@@ -74,7 +74,7 @@ def add_drift(database: Database, ingest: Callable[..., None], device: str, *, n
         device=DeviceId(device),
         pipeline=pipeline,
         body=reference.encoded,
-        source="recording",
+        source=ReferenceSource.RECORDING,
         by=_LEARNER,
         now=now,
         reason="test",

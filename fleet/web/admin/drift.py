@@ -196,6 +196,7 @@ def overview_json(row: OverviewRow) -> dict[str, Any]:
     return {
         **{name: getattr(state, name) for name in plain},
         "grade": str(state.grade),
+        "reference_source": str(row.source) if row.source else None,
         "check": str(state.check),
         "judged_until": rest.iso(state.judged_until),
         "days": state.days,
@@ -254,7 +255,7 @@ def reference_json(one: Reference) -> dict[str, Any]:
         "model": one.model,
         "grid_id": one.grid_id,
         "grade": str(one.grade),
-        "source": one.source,
+        "source": str(one.source),
         "bytes": len(one.body),
         "stored_at": rest.iso(one.stored_at),
         "retired_at": rest.iso(one.retired_at),

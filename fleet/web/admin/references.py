@@ -7,12 +7,13 @@ from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFil
 from fleet.monitoring import drift_import
 from fleet.monitoring.drift_import import Learned
 from fleet.monitoring.drift_model import Reference
+from fleet.monitoring.drift_recordings import Brought
 from fleet.web import rest
 from fleet.web.auth import Caller, require, services_of
 from fleet.web.rest import IdempotentRoute
 from protocol.errors import InvalidError
 from protocol.ids import DeviceId
-from protocol.sketches.recording import MAX_RECORDING_BYTES
+from protocol.recordings import MAX_FILE_BYTES
 
 router = APIRouter(tags=["drift"], route_class=IdempotentRoute)
 
@@ -27,19 +28,22 @@ def import_reference(
     reason: Annotated[str, Form(max_length=2000)] = "",
     model: Annotated[str, Form(max_length=32, description="first 16 bytes of the model file's digest, hexadecimal")] = "",
     is_indoor: Annotated[bool, Form(description="light that does not follow the day")] = False,  # noqa: FBT002 - a field of the form
+    recorded_by: Annotated[str, Form(max_length=63, description="the device that recorded, when it is another one of the tenant")] = "",
+    unsigned: Annotated[bool, Form(description="nobody signed it: you vouch for it, as the reason says")] = False,  # noqa: FBT002 - as above
 ) -> Response:
-    """Learn what is normal for a device from a recording, and use it; it is provisional, and the device's own takes its place."""
-    data = recording.file.read(MAX_RECORDING_BYTES + 1)
-    if len(data) > MAX_RECORDING_BYTES:
-        raise InvalidError(
-            f"The recording is longer than the {MAX_RECORDING_BYTES} bytes allowed.", code="too-large", hint="Take fewer days."
-        )
+    """Learn what is normal for a device from a recording, and use it; it is provisional, and the device's own takes its place.
+
+    The device that made the recording must have signed it, or `unsigned` says that nobody did; else it is refused, and `code` says why.
+    """
+    data = recording.file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise InvalidError(f"The recording is longer than the {MAX_FILE_BYTES} bytes allowed.", code="too-large", hint="Take fewer days.")
     services = services_of(request)
     stored, learned = drift_import.import_reference(
         services.database,
         services.blobs,
         tenant=caller.tenant,
-        device=DeviceId(device),
+        brought=Brought(DeviceId(device), DeviceId(recorded_by) if recorded_by else None, is_unsigned=unsigned),
         pipeline=pipeline,
         recording=data,
         by=caller.actor,
@@ -59,7 +63,7 @@ def _json(stored: Reference, learned: Learned) -> dict[str, Any]:
         "grid": stored.grid_id,
         "reference": stored.reference_id,
         "grade": str(stored.grade),
-        "source": stored.source,
+        "source": str(stored.source),
         "days": learned.days,
         "windows": learned.windows,
         "left_out": learned.left_out,

@@ -13,13 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from console_site import DEVICE_TYPE, DIGITS, PASSWORD, ConsoleSite, running_site
+from simulators.enrolling import EnrollingDevice
 from simulators.sketches import W0, SketchDevice, add_profile, counts
 
 import fleet.cli
 from fleet.cli import credentials
 from protocol.bundle import INDEX, REPORTS_FORMAT, ReportFile, write_document
 from protocol.clock import to_unix_ms
+from protocol.ids import DEFAULT_TENANT, DeviceId
 from protocol.messages import VersionReport
+from protocol.recordings import sign_recording
 from protocol.reports import sign_report
 from protocol.sketches.codec import encode
 from protocol.sketches.recording import encode_recording
@@ -178,24 +181,49 @@ def test_a_model_comes_with_a_folder_of_pictures_that_drift_is_judged_by(run: Ru
     assert "image.sharpness" in done.document["evaluation"]["features"]
 
 
-def test_what_is_normal_for_a_device_is_learned_from_a_recording(run: Run, site: ConsoleSite, tmp_path: Path):
+def test_what_is_normal_for_a_device_is_learned_from_a_recording_that_a_device_signed(run: Run, site: ConsoleSite, tmp_path: Path):
     add_profile(site.services.database)
-    device, path = SketchDevice("cam-1"), tmp_path / "cam-1.recording"
+    device, path, bare = SketchDevice("cam-1"), tmp_path / "cam-8.recording", tmp_path / "bare.recording"
     first = W0 // 144 * 144 - 14 * 144
     seen = [counts(device.rng, 15) for _ in range(250)]
     windows = (device.sub_window(w0, seen[w0 % len(seen)]) for w0 in range(first, first + 14 * 144))
-    path.write_bytes(encode_recording({device.grid.grid_id.hex(): device.grid.encoded}, map(encode, windows)))
-    asked = ("drift", "reference", "import", "cam-1", str(path), "--pipeline", "front")
+    bare.write_bytes(encode_recording({device.grid.grid_id.hex(): device.grid.encoded}, map(encode, windows)))
+    about = {"device": DeviceId("cam-8"), "tenant": DEFAULT_TENANT, "recorded_at_ms": to_unix_ms(site.services.clock.now())}
+    path.write_bytes(sign_recording(site.enroll("cam-8").key, bare.read_bytes(), **about))
+    asked = ("drift", "reference", "import", "cam-1", str(path), "--from", "cam-8", "--pipeline", "front")
     assert "wants a reason" in run(*asked).err
     assert run(*asked, "--reason", "clean lens", user="maria").code == 4
-    wrong = run("drift", "reference", "import", "cam-1", str(path), "--pipeline", "back", "--reason", "clean lens")
+    unsaid = run("drift", "reference", "import", "cam-1", str(path), "--pipeline", "front", "--reason", "clean lens")
+    assert (unsaid.code, "is of cam-8; wanted one of cam-1" in unsaid.err, "--from cam-8" in unsaid.err) == (1, True, True)
+    forged = tmp_path / "forged.recording"
+    forged.write_bytes(sign_recording(EnrollingDevice().key, bare.read_bytes(), **about))
+    refused = run("drift", "reference", "import", "cam-1", str(forged), "--from", "cam-8", "--pipeline", "front", "--reason", "clean lens")
+    assert (refused.code, "signed with another key" in refused.err) == (4, True)
+    wrong = run("drift", "reference", "import", "cam-8", str(path), "--pipeline", "back", "--reason", "clean lens")
     assert wrong.code == 3
     assert "nothing of pipeline back" in wrong.err
     done = run(*asked, "--reason", "clean lens", "--json")
     assert done.code == 0, done.err
     found = done.document
-    assert (found["grade"], found["source"], found["days"], found["windows"]) == ("provisional", "recording", 14, 14 * 144)
-    assert found["reference"] in run("audit", "list", "--json", user="maria").out
+    assert (found["grade"], found["source"], found["days"], found["windows"]) == ("provisional", "signed-recording", 14, 14 * 144)
+    (entry,) = (one for one in run("audit", "list", "--json", user="maria").document if one["action"] == "drift.reference-stored")
+    assert (entry["subject"], entry["detail"]["recorded_by"]) == ("device/cam-1", "cam-8")
+    assert found["reference"] == entry["detail"]["reference"]
+
+
+def test_a_recording_that_nobody_signed_is_learned_from_when_that_is_said(run: Run, site: ConsoleSite, tmp_path: Path):
+    add_profile(site.services.database)
+    device, path = SketchDevice("cam-9"), tmp_path / "cam-9.recording"
+    site.enroll("cam-9")
+    first = W0 // 144 * 144 - 14 * 144
+    seen = [counts(device.rng, 15) for _ in range(250)]
+    windows = (device.sub_window(w0, seen[w0 % len(seen)]) for w0 in range(first, first + 14 * 144))
+    path.write_bytes(encode_recording({device.grid.grid_id.hex(): device.grid.encoded}, map(encode, windows)))
+    asked = ("drift", "reference", "import", "cam-9", str(path), "--pipeline", "front", "--reason", "made by a script")
+    refused = run(*asked)
+    assert (refused.code, "Nobody signed the recording" in refused.err, "--unsigned" in refused.err) == (1, True, True)
+    done = run(*asked, "--unsigned")
+    assert (done.code, "It is provisional, from an unsigned recording." in done.err) == (0, True), done.err
 
 
 def test_pipelines_are_read_from_a_file_and_replaced_as_a_whole(run: Run, tmp_path: Path):

@@ -32,7 +32,7 @@ from fleet.monitoring import (
     reference_store,
 )
 from fleet.monitoring.drift_labels import LabelDraft
-from fleet.monitoring.drift_model import AlarmEvent, AlarmState, Cause, Check, Grade, SubjectKind, Trust
+from fleet.monitoring.drift_model import AlarmEvent, AlarmState, Cause, Check, Grade, ReferenceSource, SubjectKind, Trust
 from fleet.monitoring.drift_rules import DriftRules
 from fleet.monitoring.drift_sums import moment_of
 from fleet.monitoring.drift_tables import GroupHour, WindowRow
@@ -442,7 +442,14 @@ def test_a_reference_from_a_recording_is_used_and_sent_to_the_device(database):
     enroll(database, "cam-1")
     camera = WatchedDevice()
     send(database, [camera], lambda camera: camera.hours(W0, 2), now=moment_of(W0 + 12))
-    act = {"tenant": T0, "device": DeviceId("cam-1"), "pipeline": "front", "by": ANNA, "now": moment_of(W0 + 12), "source": "recording"}
+    act = {
+        "tenant": T0,
+        "device": DeviceId("cam-1"),
+        "pipeline": "front",
+        "by": ANNA,
+        "now": moment_of(W0 + 12),
+        "source": ReferenceSource.RECORDING,
+    }
     stored = drift_references.add_reference(database, body=camera.reference.encoded, reason="moved house", **act)
     settle(database, now=moment_of(W0 + 12))
     (row,) = drift_reading.device_overview(database, T0)

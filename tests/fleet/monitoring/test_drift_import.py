@@ -10,6 +10,7 @@ import pytest
 from fleet.audit import Actor, ActorKind
 from fleet.blobs import open_blobs
 from fleet.monitoring.drift_import import import_reference, learn
+from fleet.monitoring.drift_recordings import Brought
 from protocol.errors import InvalidError, NotFoundError
 from protocol.ids import DeviceId, TenantId
 from protocol.sketches.codec import CONDITION_CODES, SketchWindow, Source, encode
@@ -155,7 +156,7 @@ def brought(database, blobs, data: bytes, reason: str):
         database,
         blobs,
         tenant=TenantId("t0"),
-        device=DeviceId("cam-1"),
+        brought=Brought(DeviceId("cam-1"), is_unsigned=True),
         pipeline="front",
         recording=data,
         by=Actor(ActorKind.PERSON, "anna"),

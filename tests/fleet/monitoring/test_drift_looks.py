@@ -31,7 +31,7 @@ from fleet.monitoring import (
 from fleet.monitoring import service as monitoring
 from fleet.monitoring.alerts import service as alert_service
 from fleet.monitoring.detectors import Scored
-from fleet.monitoring.drift_model import AlarmEvent, AlarmState, Cause, Check
+from fleet.monitoring.drift_model import AlarmEvent, AlarmState, Cause, Check, ReferenceSource
 from fleet.monitoring.drift_rules import DriftRules
 from fleet.monitoring.drift_sums import moment_of
 from fleet.monitoring.ingest import IngestRules, ingest_batch
@@ -544,7 +544,7 @@ def test_the_largest_reference_comes_as_an_event_and_is_stored_and_judged_by(dat
 @on_sqlite
 def test_one_largest_reference_is_lent_and_a_second_one_that_fits_no_message_is_refused_with_the_bytes(database):
     with_wide_grid(database)
-    act = {"tenant": T0, "device": CAM, "by": ANNA, "now": from_unix_ms(TS), "source": "recording", "reason": "moved house"}
+    act = {"tenant": T0, "device": CAM, "by": ANNA, "now": from_unix_ms(TS), "source": ReferenceSource.RECORDING, "reason": "moved house"}
     drift_references.add_reference(database, pipeline="front", body=largest().encoded, **act)
     desired, errors = parse_desired(twins.get_desired(database, T0, CAM).config)
     assert errors == {}

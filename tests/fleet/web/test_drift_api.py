@@ -80,6 +80,16 @@ def test_what_drifted_is_seen_as_map_distributions_and_time_line(site):
     assert vera.get("/devices/cam-1/drift/none").status_code == 404
 
 
+def test_a_reference_from_a_recording_that_nobody_signed_is_told_as_such_by_api_and_command(run, site):
+    vera = site.tokens.vera
+    (row,) = vera.get("/drift").json()["items"]
+    assert row["reference_source"] == "recording"
+    assert vera.get("/devices/cam-1/drift/front").json()["state"]["reference_source"] == "recording"
+    assert vera.get("/devices/cam-1/drift/front/references").json()["references"][0]["source"] == "recording"
+    for command in (("drift", "show"), ("drift", "show", "cam-1", "--pipeline", "front")):
+        assert "from an unsigned recording" in " ".join(run(*command)[1].split())
+
+
 def test_windows_of_a_grid_that_no_release_brought_are_shown_with_what_they_wait_for(run, site):
     site.ingest(STRAY.message(STRAY.hour(to_unix_ms(site.services.clock.now()) // SUBWINDOW_MS // 6 * 6 - 6)))
     (row,) = site.tokens.vera.get("/drift/quarantine").json()["items"]

@@ -1,17 +1,20 @@
 """The pages of drift without scripts, over a device whose pictures became darker: an alarm from its first sight to its end."""
 
+from dataclasses import replace
+
 import pytest
 from console_site import ConsoleSite, running_site
 from simulators.clock import FakeClock
 from simulators.darker_camera import add_drift
 
 from fleet.jobs import list_jobs
-from fleet.monitoring import drift_service
+from fleet.monitoring import drift_references, drift_service, drift_store, reference_store
 from fleet.monitoring.alerts.announcing import DELIVER
 from fleet.monitoring.alerts.model import Recipient, RecipientKind
 from fleet.monitoring.alerts.service import create_recipient
 from fleet.monitoring.drift_alarms import DETECTOR
-from protocol.ids import DEFAULT_TENANT
+from fleet.monitoring.drift_model import ReferenceSource
+from protocol.ids import DEFAULT_TENANT, DeviceId
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,18 @@ def test_the_map_shows_the_feature_that_moved_warm_and_the_others_not(ola, alarm
     assert page.count('<td class="cell heat-4"') == 1
     assert "image.brightness" in page
     assert f"/alarms/{alarm.alarm}" in page
+
+
+def test_a_reference_from_a_recording_that_nobody_signed_is_shown_as_such_on_every_page_and_a_signed_one_is_not(site, ola, alarm):
+    pages, said = ("/drift", "/drift/cam-1/front", f"/alarms/{alarm.alarm}"), ", from an unsigned recording"
+    assert [said in ola.get(path).text for path in pages] == [True] * 3
+    database = site.ground.database
+    (used,) = drift_references.list_references(database, DEFAULT_TENANT, DeviceId("cam-1"), "front")
+    for source, is_said in ((ReferenceSource.SIGNED_RECORDING, False), (ReferenceSource.RECORDING, True)):
+        with database.transaction() as tx:
+            (series,) = drift_store.list_series(tx, DEFAULT_TENANT)
+            reference_store.set_source(tx, DEFAULT_TENANT, series.series_key, replace(used, source=source))
+        assert [said in ola.get(path).text for path in pages] == [is_said] * 3
 
 
 def test_a_pipeline_shows_distributions_scores_and_what_may_be_believed(ola, alarm):
