@@ -11,6 +11,8 @@ from agent.commands.settings import load
 from agent.config import AgentConfig
 from protocol.errors import MooringError, TransferError
 
+#: The origin of a value that nobody set from afar; there are dozens of them, and whoever looks at a device wants the others.
+_OWN = "base"
 #: `LineState.transfer` in words.
 _TRANSFERS = {"delta": "as a delta", "full": "whole", "none": "not at all, it is here"}
 
@@ -53,10 +55,7 @@ def _show_status(found: dict[str, Any], out: Out) -> None:
             f"{found['device'] or 'not enrolled'}: {link}, inference {found['inference']}, up {found['uptime_s']:.0f} s, {found['version']}"
         )
     for one in found.get("pipelines", []):
-        latency = "-" if one["lat_ms_p50"] is None else f"{one['lat_ms_p50']:.1f}/{one['lat_ms_p99']:.1f} ms"
-        out(
-            f"  pipeline {one['pipeline']}: {one['line']} {one['release'] or 'no model'}, {one['fps']:.1f}/s, {latency}, {one['effective']}"
-        )
+        show_pipeline(one, out)
     if signed := found.get("configuration"):
         show_configuration(signed, out)
     for line in found.get("lines", []):
@@ -84,15 +83,36 @@ def _show_status(found: dict[str, Any], out: Out) -> None:
         out(f"  outbox: {found['outbox']['rows']} rows, {found['outbox']['bytes'] / 2**20:.2f} MiB")
 
 
+def show_pipeline(one: dict[str, Any], out: Out) -> None:
+    """What a pipeline runs and how fast; below it where its frames come from, and what is not as it was asked for."""
+    words = [f"{one['line']} {one['release'] or 'no model'}", f"{one['fps']:.1f}/s"]
+    if one["lat_ms_p50"] is not None:
+        words.append(f"{one['lat_ms_p50']:.1f}/{one['lat_ms_p99']:.1f} ms")
+    if one["effective"]:
+        instead = f" instead of {one['asked']}" if one["asked"] not in ("", one["effective"]) else ""
+        words.append(f"{one['effective']}{instead}")
+    out(f"  pipeline {one['pipeline']}: {', '.join(words)}")
+    source = one["source_state"] + (f", {one['decoder']}" if one.get("decoder") else "")
+    dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(one["dropped"].items()) if count)
+    out(f"       source {source}; {one['grabbed']} frames in {one['window_s']:.0f} s" + (f", dropped {dropped}" if dropped else ""))
+    if one["source_text"]:
+        out(f"       {one['source_text']}")
+
+
 def show_configuration(signed: dict[str, Any], out: Out) -> None:
-    """Which signed configuration is in force, its values with their origin, and what is left out."""
+    """Which signed configuration is in force, its values with their origin, and what is left out; the device's own are counted."""
     from protocol.configuration import leaves, origin_of
 
     which = f"{signed['group']}/{signed['rev']}" if signed.get("rev") else "the device's own values"
     out(f"  configuration: {which} ({signed['state']})")
     if back := signed.get("returned"):
         out(f"    went back from {back['group']}/{back['rev']}: {back['reason']}: {back['text']}")
-    for key, value in leaves(signed["values"]):
-        out(f"    {key} = {json.dumps(value)}  # {origin_of(key, signed['origins'])}")
+    values = [(key, value, origin_of(key, signed["origins"])) for key, value in leaves(signed["values"])]
+    for key, value, origin in values:
+        if origin != _OWN:
+            out(f"    {key} = {json.dumps(value)}  # {origin}")
+    if signed.get("rev"):
+        own = sum(origin == _OWN for _, _, origin in values)
+        out(f"    and {own} values of the device itself; --json lists them")
     for key, why in sorted(signed["ignored"].items()):
         out(f"    {key} is left out: {why}")

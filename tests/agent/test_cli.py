@@ -337,7 +337,7 @@ def test_consent_without_a_clear_answer_or_an_agent_says_so(run, arguments, stat
     assert run(*arguments).returncode == status
 
 
-def test_status_says_where_each_setting_comes_from():
+def test_status_says_which_settings_were_set_from_afar_and_by_whom():
     from agent.commands.status import show_configuration
 
     said: list[str] = []
@@ -354,11 +354,38 @@ def test_status_says_where_each_setting_comes_from():
     assert said == [
         "  configuration: doors/7 (returned)",
         "    went back from doors/8: link_lost: 300 s",
-        '    log_level = "info"  # base',
         "    pipelines.front.max_fps = 5.0  # fleet",
         '    pipelines.front.keep = "all"  # device',
+        "    and 1 values of the device itself; --json lists them",
         "    group.zoom is left out: unknown key",
     ]
+
+
+def pipeline_figures(**changes: Any) -> dict[str, Any]:
+    figures = {"pipeline": "door", "line": "person", "release": "1.0", "fps": 2.9, "lat_ms_p50": 1.1, "lat_ms_p99": 35.6, "grabbed": 51}
+    figures |= {"window_s": 10.0, "dropped": {"rate_limited": 22, "decode_error": 0}, "asked": "onnx:cuda", "effective": "onnx:cpu"}
+    return figures | {"source_state": "running", "source_text": "", "decoder": "cpu: h264 640x360, sub-stream"} | changes
+
+
+def test_status_says_what_decodes_what_is_dropped_and_what_runs_instead_of_what_was_asked_for():
+    from agent.commands.status import show_pipeline
+
+    said: list[str] = []
+    show_pipeline(pipeline_figures(source_text="rtsp://10.0.0.7/sub cannot be opened. The main stream is used."), said.append)
+    assert said == [
+        "  pipeline door: person 1.0, 2.9/s, 1.1/35.6 ms, onnx:cpu instead of onnx:cuda",
+        "       source running, cpu: h264 640x360, sub-stream; 51 frames in 10 s, dropped 22 rate_limited",
+        "       rtsp://10.0.0.7/sub cannot be opened. The main stream is used.",
+    ]
+
+
+def test_status_of_a_pipeline_without_a_model_says_whether_its_camera_gives_frames():
+    from agent.commands.status import show_pipeline
+
+    said: list[str] = []
+    changes = {"release": None, "fps": 0.0, "lat_ms_p50": None, "lat_ms_p99": None, "asked": "", "effective": "", "decoder": ""}
+    show_pipeline(pipeline_figures(**changes, dropped={"model_unavailable": 51}), said.append)
+    assert said == ["  pipeline door: person no model, 0.0/s", "       source running; 51 frames in 10 s, dropped 51 model_unavailable"]
 
 
 def test_a_refused_stick_is_told_with_the_code_that_the_page_of_reasons_explains():
