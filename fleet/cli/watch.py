@@ -41,16 +41,48 @@ def summary(topic: str, body: dict[str, Any]) -> str:
         case "tel" if "cpu_percent" in body:
             return f"CPU {body['cpu_percent']:.0f} %, memory {body['rss_mb']:.0f} MB, outbox {body['outbox_rows']} rows"
         case "event":
-            return f"{body.get('type', '')} {body.get('subject') or ''}".strip()
-        case "inf" if body.get("top"):
-            best = body["top"][0]
-            return f"{best['label']} {best['score']:.2f} ({body.get('release', '')})"
+            return f"{body.get('type', '')} {body.get('subject') or ''} {_event_words(body.get('data') or {})}".strip()
+        case "inf":
+            return f"{_answer_words(body)} ({body.get('release', '')})"
         case "status":
             return str(body.get("presence", ""))
         case "model":
             return ", ".join(_line_words(line) for line in body.get("lines", []))
         case _:
             return ""
+
+
+def _answer_words(body: dict[str, Any]) -> str:
+    """What a model answered, whatever its task: the best class, the objects with their ids, or the value."""
+    if body.get("value") is not None:
+        verdict = {True: ", anomaly", False: ", no anomaly"}.get(body.get("is_anomaly"), "")
+        return f"{body['value']:g} {body.get('unit') or ''}".strip() + verdict
+    if body.get("task") == "detection":
+        boxes = [_object_words(box["label"], box["score"], box.get("track")) for box in body.get("boxes", [])]
+        return ", ".join(boxes) or "no object"
+    return f"{body['top'][0]['label']} {body['top'][0]['score']:.2f}" if body.get("top") else "nothing"
+
+
+def _event_words(data: dict[str, Any]) -> str:
+    """Which rule an event is of, where, and about what; empty for events without a rule."""
+    if not data.get("rule"):
+        return ""
+    words = [data["rule"]]
+    if data.get("zone"):
+        words.append(f"{data['zone']} {data.get('direction') or ''}".strip())
+    if data.get("label"):
+        words.append(_object_words(data["label"], data.get("score"), data.get("track")))
+    if data.get("count") is not None:
+        words.append(f"{data['count']} at once")
+    if data.get("value") is not None:
+        words.append(f"{data['value']:g} {data.get('unit') or ''}".strip())
+    if data.get("reason"):
+        words.append(f"({data['reason']})")
+    return " ".join(words)
+
+
+def _object_words(label: str, score: float | None, track: int | None) -> str:
+    return label + ("" if track is None else f" #{track}") + ("" if score is None else f" {score:.2f}")
 
 
 def _line_words(line: dict[str, Any]) -> str:

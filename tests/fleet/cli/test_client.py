@@ -106,3 +106,27 @@ def test_a_message_is_summed_up_in_a_few_words():
     said = "digits 1.0 -> 1.1 failed (golden_mismatch), gauges 2 succeeded, new nothing -> 1 downloading"
     assert summary("model", {"lines": lines}) == said
     assert summary("unknown/x", json.loads("{}")) == ""
+
+
+def test_the_answer_of_every_task_is_summed_up():
+    boxes = [{"label": "car", "score": 0.81, "track": 17}, {"label": "person", "score": 0.5, "track": None}]
+    detection = {"task": "detection", "top": [], "release": "1.0"}
+    assert summary("inf/yard", detection | {"boxes": boxes}) == "car #17 0.81, person 0.50 (1.0)"
+    assert summary("inf/yard", detection) == "no object (1.0)"
+    value = {"top": [], "value": 41.5, "unit": "mm", "is_anomaly": None, "release": "1.0"}
+    assert summary("inf/level", value | {"task": "regression"}) == "41.5 mm (1.0)"
+    assert summary("inf/pump", value | {"task": "anomaly", "is_anomaly": True, "unit": ""}) == "41.5, anomaly (1.0)"
+
+
+def test_an_event_of_a_rule_is_summed_up_with_rule_zone_and_object():
+    def event(kind: str, **data: object) -> str:
+        return summary("event", {"type": f"mooring.{kind}.v1", "subject": "yard", "data": data})
+
+    dwell = event("dwell.ended", rule="blocked", zone="gate", label="car", track=17, score=0.94, reason="outside")
+    assert dwell == "mooring.dwell.ended.v1 yard blocked gate car #17 0.94 (outside)"
+    assert event("line.crossed", rule="in", zone="entrance", direction="left", label="car") == (
+        "mooring.line.crossed.v1 yard in entrance left car"
+    )
+    assert event("count.started", rule="full", count=5) == "mooring.count.started.v1 yard full 5 at once"
+    assert event("value.started", rule="high", value=90.0, unit="mm") == "mooring.value.started.v1 yard high 90 mm"
+    assert event("preview.taken", pipeline="yard") == "mooring.preview.taken.v1 yard"
