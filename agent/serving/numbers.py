@@ -36,13 +36,15 @@ def may_have_booleans(text: bytes) -> bool:
     return b"true" in text or b"false" in text
 
 
-def find_written(data: list[Any], spec: TensorSpec) -> Array | None:
+def find_written(data: list[Any], spec: TensorSpec, *, has_booleans: bool = True) -> Array | None:
     """The input's array, of numbers in a flat list or in nested ones of just its shape; None: not so plain, or too large to be sure.
 
-    `data` must come from JSON without booleans, which count as 0 and 1 here.
+    `data` must come from JSON; without `has_booleans` it is not searched for booleans, which would be written as 0 and 1.
     """
     code, numbers, count = _CODES.get(spec.dtype), _flat(data, spec.shape), math.prod(spec.shape)
     if code is None or numbers is None or not count or len(numbers) != count:
+        return None
+    if has_booleans and bool in set(map(type, numbers)):
         return None
     made = np.empty(spec.shape, _DTYPES[spec.dtype])
     try:

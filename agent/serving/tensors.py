@@ -6,7 +6,7 @@ Binary tensors are little endian and row major, and become arrays over the reque
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ MAX_TENSORS = 16
 #: Memory that no array of ours may begin beside, in bytes: the widest element.
 ALIGNMENT = 16
 _MAX_ID = 512
+#: Bytes of JSON whose numbers may take memory beside the inference.
+_KEPT_BYTES = 64 * 1024
 _REFUSED_PARAMETERS = {
     "shared_memory_region": "shared memory",
     "classification": "the classification extension",
@@ -57,6 +59,8 @@ class InferRequest:
     inputs: dict[str, Array]
     #: Name, and whether it is answered in binary.
     outputs: tuple[tuple[str, bool], ...]
+    #: What it was read from, unless that is large: freeing a thousand numbers can wait until the client has its answer.
+    source: object = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,8 @@ def parse_request(
     request_id = document.get("id")
     if request_id is not None and not (isinstance(request_id, str) and len(request_id) <= _MAX_ID):
         raise RefusedError(400, f"id is not a text of at most {_MAX_ID} characters.")
-    return InferRequest(request_id, arrays, _outputs(document.get("outputs"), [one.name for one in outputs], is_binary=is_binary))
+    wanted = _outputs(document.get("outputs"), [one.name for one in outputs], is_binary=is_binary)
+    return InferRequest(request_id, arrays, wanted, source=document if len(text) <= _KEPT_BYTES else None)
 
 
 def build_answer(request: InferRequest, outputs: Mapping[str, Array], *, model: str, version: str) -> Body:
@@ -187,13 +192,12 @@ def _array_of_json(data: Any, spec: TensorSpec, *, has_booleans: bool) -> Array:
         raise RefusedError(400, f"Input {spec.name!r} is FP16, which JSON does not carry; send it in binary.")
     if not isinstance(data, list):
         raise RefusedError(400, f"Input {spec.name!r} has no data; wanted a list of numbers or binary_data_size.")
-    if not has_booleans and (written := find_written(data, spec)) is not None:
-        return written
-    return _array_of_anything(data, spec)
+    written = find_written(data, spec, has_booleans=has_booleans)
+    return array_in_general(data, spec) if written is None else written
 
 
-def _array_of_anything(data: list[Any], spec: TensorSpec) -> Array:
-    """The general way: what numpy makes of the list, when it has the shape and loses nothing."""
+def array_in_general(data: list[Any], spec: TensorSpec) -> Array:
+    """What numpy makes of a list of JSON, when it has the input's shape and loses nothing. Raises: RefusedError 400."""
     try:
         read = np.array(data)
     except (ValueError, OverflowError):  # lists of different lengths

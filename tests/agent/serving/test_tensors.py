@@ -54,6 +54,11 @@ def test_nested_numbers_are_the_same():
     assert request.inputs["pixels"].tolist() == [[[0.0, 1.5], [2.0, -3.0]]]
 
 
+def test_what_a_large_request_was_read_from_is_let_go_before_it_is_inferred():
+    assert asked({"inputs": [entry()]}).source is not None
+    assert asked({"inputs": [entry(parameters={"note": "x" * 100_000})]}).source is None
+
+
 def test_binary_tensors_follow_in_the_order_of_inputs():
     first, second = struct.pack("<4f", 1, 2, 3, 4), struct.pack("3b", -1, 0, 1)
     ages = {"name": "ages", "shape": [3], "datatype": "INT8", "parameters": {"binary_data_size": 3}}
