@@ -5,6 +5,7 @@ is to blame on is read from `Marks`, and `Quarantine` says what is not to be tri
 """
 
 import itertools
+import logging
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +56,7 @@ from protocol.files import read_bounded
 from runtime.records import ModelRecords
 from runtime.selftest import Activation, Figures, SelfTest
 
+log = logging.getLogger("mooring.inference")
 #: Times that one request is sent when the child dies over it.
 MAX_ATTEMPTS = 3
 #: Sessions left free after a restart, for those that the dead child opened and could not report.
@@ -528,11 +530,9 @@ class InferenceProcess:
     def _note_ending(self, ending: Ending, failures: int) -> None:
         with self._lock:
             code = "inference_hung" if ending.is_hang else "inference_crashed"
-            self._note(
-                code,
-                "warning" if failures < 3 else "error",
-                f"The inference process was restarted {failures} times in a row: {ending.text}.",
-            )
+            times = "once" if failures == 1 else f"{failures} times in a row"
+            self._note(code, "warning" if failures < 3 else "error", f"The inference process was restarted {times}: {ending.text}.")
+        log.warning("inference.ended code=%s times=%d text=%s", code, failures, ending.text)  # the condition goes; what was stays here
 
     def _note(self, code: str, severity: Literal["info", "warning", "error"], text: str, subject: str = "") -> None:
         lasting_s = float("inf") if subject else self._timings.settled_s

@@ -322,6 +322,16 @@ def test_a_killed_process_is_back_with_its_pipelines_and_its_model(make, loop: P
     assert figures.crashes == 0
 
 
+def test_the_log_keeps_why_the_process_died_when_the_condition_is_gone(make, loop: Path, caplog):
+    one = make()
+    one.run(pipeline(loop))
+    os.kill(wait_until(lambda: one.process.pid), signal.SIGKILL)
+    assert (
+        wait_until(lambda: one.finding("inference_crashed")).text == "The inference process was restarted once: it was killed by SIGKILL."
+    )
+    assert "inference.ended code=inference_crashed times=1 text=it was killed by SIGKILL" in caplog.text
+
+
 def test_sessions_and_frames_stay_unique_over_restarts(make, loop: Path, tmp_path: Path):
     one = make()
     one.run(pipeline(loop))
