@@ -55,7 +55,8 @@ def summary(topic: str, body: dict[str, Any]) -> str:
 def _answer_words(body: dict[str, Any]) -> str:
     """What a model answered, whatever its task: the best class, the objects with their ids, or the value."""
     if body.get("value") is not None:
-        verdict = {True: ", anomaly", False: ", no anomaly"}.get(body.get("is_anomaly"), "")
+        is_anomaly = body.get("is_anomaly")
+        verdict = "" if is_anomaly is None else ", anomaly" if is_anomaly else ", no anomaly"
         return f"{body['value']:g} {body.get('unit') or ''}".strip() + verdict
     if body.get("task") == "detection":
         boxes = [_object_words(box["label"], box["score"], box.get("track")) for box in body.get("boxes", [])]
