@@ -1,10 +1,11 @@
-"""What accuracy without labels is to be expected, and how sure that is, by the places that a release was tried on; pure (ADR 0044).
+"""What accuracy without labels is to be expected, and how sure that is, by the places that a release was tried on; pure (ADR 0044, 0057).
 
 What makes an estimate of accuracy wrong is the place more than the damage, and the place of a device is its own reference: no alarm tells
 of it. Two things that a window shows do tell: how far the middle of the estimates lies from the accuracy at release, and what part of the
 answers is given beyond their usual shares. Where the model is also less sure than usual, answers beyond their shares are wrong ones, of
 which it is sure, and no estimate by confidence sees them; where it is as sure as ever, other things come. How much each of the two counts,
-and how wrong that was at places left out, is learned from the trials.
+and how wrong that was at places left out, is learned from the trials, and of those from the ones that are like the window: mild damage
+tells nothing of places where answers pile up, and strong damage nothing of places as they should be.
 """
 
 from collections.abc import Sequence
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from protocol.sketches.counts import Counts
-from protocol.sketches.profile import ModelProfile, TrialReference
+from protocol.sketches.counts import Counts, split
+from protocol.sketches.profile import AccuracyReference, ModelProfile, TrialReference
 from protocol.sketches.summary import summarizer, summary
 
 DoubleArray = npt.NDArray[np.float64]
@@ -33,6 +34,12 @@ _UNSURE = 0.1
 _MIX = 0.5
 #: Trials within about so much tell how wrong an estimate is, each place once; what was held before counts as one more place.
 _NEAR = 0.05
+#: Trials within about so much tell what to expect; farther from all of them what was held before holds.
+_ALIKE = 0.15
+#: What chance adds to the distance between shares of answers shrinks by so much of the distance itself (ADR 0057).
+_FADES = 0.45
+#: How often the parts of places and damages are told anew from what each damage leaves unexplained.
+_ROUNDS = 3
 #: Times the largest distance of a trial from the nearest of another site: a guard against what nobody tried, no measure of errors.
 _FARTHER = 2.0
 #: Unit of a coordinate that hardly varies between trials.
@@ -51,10 +58,11 @@ class Tried:
     #: Shares of answers over all evaluation data, and the accuracy on them.
     answers: DoubleArray
     usual: float
-    #: float64[3]: what is added to middle - wrong: always, per point of the middle above the usual accuracy, per point wrong.
-    weights: DoubleArray
     #: float64[trials, 2]: middle of the estimates less the usual accuracy, and answers beyond their shares, freed of chance.
     seen: DoubleArray
+    #: float64[trials]: accuracy, and what each trial counts.
+    accuracy: DoubleArray
+    each: DoubleArray
     #: float64[trials]: squared error of what the other sites let expect, less what so many rows differ by chance.
     squares: DoubleArray
     #: int64[trials]: which place.
@@ -90,11 +98,13 @@ def tried_of(profile: ModelProfile) -> Tried | None:
     rows = np.array([one.rows for one in trials], dtype=np.float64)
     answers, classes = _shares(profile.reference.classes), summarizer(profile.grid).classes
     told = np.array([(one.accuracy, middle(one.estimates), *one.summary[classes]) for one in trials])
-    smooth = _of_place_and_damage(told, place, _numbered([f"{one.family} {one.severity}" for one in trials]), rows)
-    whole = np.bincount(place, weights=rows)[place]
-    apart = [_apart(shares, answers, count) for shares, count in zip(smooth[:, 2:], whole.tolist(), strict=True)]
+    damage = _numbered([f"{one.family} {one.severity}" for one in trials])
+    smooth, own = _of_place_and_damage(told, place, damage, rows)
+    independent = (1 - own) * _of_place(rows, place) + own * rows
+    apart = [_apart(shares, answers, count) for shares, count in zip(smooth[:, 2:], independent.tolist(), strict=True)]
     seen, truth = np.column_stack([smooth[:, 1] - accuracy.acc0, apart]), np.clip(smooth[:, 0], 0.0, 1.0)
-    errors = _left_out(seen, truth - accuracy.acc0, rows / whole, site)
+    each = rows / np.bincount(place, weights=rows)[place]
+    errors = _left_out(seen, truth, each, site, accuracy.acc0)
     places = np.array([one.summary for one in trials], dtype=np.float64)
     unit = np.maximum(places.std(axis=0), _FLOOR)
     return Tried(
@@ -104,9 +114,10 @@ def tried_of(profile: ModelProfile) -> Tried | None:
         _FARTHER * _farthest(places / unit, site),
         answers,
         accuracy.acc0,
-        _fitted(seen, truth - accuracy.acc0, rows / whole),
         seen,
-        errors**2 - truth * (1 - truth) / whole,
+        truth,
+        each,
+        errors**2 - _unexplained(profile, accuracy) * truth * (1 - truth) / independent,
         place,
     )
 
@@ -119,7 +130,7 @@ def likeness(tried: Tried, profile: ModelProfile, counts: Counts, estimates: Seq
     nearest = tried.trials[int(distances.argmin())]
     answered = int(counts.classes.sum()) * counts.effective / max(1, counts.rows)  # neighbours in time are one thing
     seen = np.array(_seen(estimates, _shares(counts.classes), answered, tried.answers, tried.usual))
-    accuracy = min(1.0, max(0.0, tried.usual + float(_expected(seen[None], tried.weights)[0])))
+    accuracy = min(1.0, max(0.0, float(_expected(seen[None], tried.seen, tried.accuracy, tried.each, tried.usual)[0])))
     by_place, by_chance = _variance(tried, seen), accuracy * (1 - accuracy) / max(1, counts.effective)
     half_width = _WIDE * float(np.sqrt(by_place + by_chance))
     outside = ""
@@ -135,15 +146,49 @@ def _site(place: str) -> str:
     return place.partition("/")[0]
 
 
-def _of_place_and_damage(told: DoubleArray, place: IntArray, damage: IntArray, rows: DoubleArray) -> DoubleArray:
-    """Each column as a part of its place and a part of its damage, float64[trials, columns].
+def _of_place(rows: DoubleArray, place: IntArray) -> DoubleArray:
+    """Independent rows of each trial's place: damage is done to the same frames again, so its largest trial has them all."""
+    most = np.zeros(int(place.max()) + 1)
+    np.maximum.at(most, place, rows)
+    return np.asarray(most[place])
 
-    A trial is of few rows, and what it says is chance for the most part; together a place's are many, and so are a damage's.
+
+def _of_place_and_damage(told: DoubleArray, place: IntArray, damage: IntArray, rows: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
+    """Each column as a part of its place, one of its damage and what is its own; and what share of its own is kept, float64[trials].
+
+    A trial is of few rows, and what it says is chance for the most part; together a place's are many, and so are a damage's. Strong
+    damage does not hurt every place alike: of what the two parts leave unexplained that share is kept which is more than chance,
+    one for each damage; and the more is left, the less such trials say of what places are.
     """
     parts = np.hstack([np.eye(int(place.max()) + 1)[place], np.eye(int(damage.max()) + 1)[damage]])
-    root = np.sqrt(rows)[:, None]
-    found, *_ = np.linalg.lstsq(parts * root, told * root, rcond=None)
-    return np.asarray(parts @ found)
+    counted, found, kept = rows, told, np.zeros(len(told))
+    for _ in range(_ROUNDS):
+        root = np.sqrt(counted)[:, None]
+        weights, *_ = np.linalg.lstsq(parts * root, told * root, rcond=None)
+        found = np.asarray(parts @ weights)
+        by_chance = _chance_in(found, told, damage, rows)
+        kept, counted = 1 - by_chance, rows * by_chance
+    return found + kept[:, None] * (told - found), kept
+
+
+def _chance_in(found: DoubleArray, told: DoubleArray, damage: IntArray, rows: DoubleArray) -> DoubleArray:
+    """What part of `told - found`, accuracy and shares of answers, is chance: float64[trials], one number for each damage."""
+    counted = np.r_[0, 2 : told.shape[1]]  # the middle of the estimates is no share of rows
+    share = np.clip(found[:, counted], 0.0, 1.0)
+    chance = (share * (1 - share)).sum(axis=1) / rows
+    left = ((told - found)[:, counted] ** 2).sum(axis=1)
+    of_damage = np.bincount(damage, weights=chance) / np.maximum(np.bincount(damage, weights=left), 1e-12)
+    return np.asarray(np.minimum(1.0, of_damage)[damage])
+
+
+def _unexplained(profile: ModelProfile, accuracy: AccuracyReference) -> float:
+    """What part of the chance in whether rows are right remains where it is known how sure the model was of each: 0 to 1."""
+    whole = accuracy.acc0 * (1 - accuracy.acc0)
+    cells = split(profile.reference, profile.grid)[profile.grid.index(accuracy.confidence)][2:-1]
+    bins = np.array(accuracy.bin_accuracy)
+    if whole <= 0 or not cells.sum():
+        return 1.0
+    return min(1.0, float(cells @ (bins * (1 - bins))) / float(cells.sum()) / whole)
 
 
 def _seen(estimates: Sequence[float], shares: DoubleArray, answered: float, usual_shares: DoubleArray, usual: float) -> tuple[float, float]:
@@ -151,37 +196,43 @@ def _seen(estimates: Sequence[float], shares: DoubleArray, answered: float, usua
     return middle(estimates) - usual, _apart(shares, usual_shares, answered)
 
 
-def _expected(seen: DoubleArray, weights: DoubleArray) -> DoubleArray:
-    """Accuracy less the usual one of each row of `seen`."""
-    return np.asarray(_base(seen) + _features(seen) @ weights)
+def _expected(at: DoubleArray, seen: DoubleArray, accuracy: DoubleArray, each: DoubleArray, usual: float) -> DoubleArray:
+    """Accuracy to be expected at each row of `at`, float64[m], by trials at `seen`: weights that explain best what those alike were.
+
+    The weights are drawn to 0, to what holds before a trial is seen. `each`: what each trial counts.
+    """
+    features, missing = _features(seen), accuracy - _base(seen, usual)
+    apart = (_where(at)[:, None] - _where(seen)[None]) / _ALIKE
+    alike = each * np.exp(-(apart**2).sum(axis=2) / 2)
+    products = (features[:, :, None] * features[:, None, :]).reshape(len(seen), 9)
+    drawn = (_LEAST / _WEIGHT) ** 2 * np.eye(3)
+    weights = np.linalg.solve((alike @ products).reshape(-1, 3, 3) + drawn, (alike @ (features * missing[:, None]))[:, :, None])
+    return np.asarray(_base(at, usual) + (_features(at) * weights[:, :, 0]).sum(axis=1))
 
 
-def _base(seen: DoubleArray) -> DoubleArray:
-    """What holds before a trial is seen: the middle of the estimates, less the answers that are held to be wrong."""
-    return np.asarray(seen[:, 0] - _wrong(seen))
+def _base(seen: DoubleArray, usual: float) -> DoubleArray:
+    """What holds before a trial is seen: the middle of the estimates, for the part of the answers that is not held to be wrong."""
+    return np.asarray((usual + seen[:, 0]) * (1 - _wrong(seen)))
 
 
 def _wrong(seen: DoubleArray) -> DoubleArray:
     return np.asarray(seen[:, 1] * np.clip(-seen[:, 0] / _UNSURE, 0.0, 1.0))
 
 
+def _where(seen: DoubleArray) -> DoubleArray:
+    return np.column_stack([seen[:, 0], _wrong(seen)])
+
+
 def _features(seen: DoubleArray) -> DoubleArray:
-    return np.column_stack([np.ones(len(seen)), seen[:, 0], _wrong(seen)])
+    return np.column_stack([np.ones(len(seen)), _where(seen)])
 
 
-def _fitted(seen: DoubleArray, accuracy: DoubleArray, each: DoubleArray) -> DoubleArray:
-    """float64[3]: weights that explain the accuracies best, drawn to 0; `each`: what each trial counts."""
-    features, missing = _features(seen), accuracy - _base(seen)
-    drawn = (_LEAST / _WEIGHT) ** 2 * np.eye(3)
-    return np.asarray(np.linalg.solve((features.T * each) @ features + drawn, (features.T * each) @ missing))
-
-
-def _left_out(seen: DoubleArray, accuracy: DoubleArray, each: DoubleArray, site: IntArray) -> DoubleArray:
+def _left_out(seen: DoubleArray, accuracy: DoubleArray, each: DoubleArray, site: IntArray, usual: float) -> DoubleArray:
     """Errors of each trial by what the trials of other sites teach: float64[n]."""
     errors = np.zeros(len(seen))
     for index in range(int(site.max()) + 1):
         its = site == index
-        errors[its] = _expected(seen[its], _fitted(seen[~its], accuracy[~its], each[~its])) - accuracy[its]
+        errors[its] = _expected(seen[its], seen[~its], accuracy[~its], each[~its], usual) - accuracy[its]
     return errors
 
 
@@ -212,10 +263,14 @@ def _shares(classes: npt.NDArray[np.int64]) -> DoubleArray:
 
 
 def _apart(shares: DoubleArray, usual: DoubleArray, answers: float) -> float:
-    """Total variation between the shares beyond what so many answers differ by chance; 0 without classes or answers."""
+    """Total variation between the shares, freed of what so many answers differ by chance; 0 without classes or answers.
+
+    Chance adds all of its mean where the shares are the usual ones, less the farther they are apart, and nothing in the end.
+    """
     if not answers or not shares.size:
         return 0.0
-    return max(0.0, float(np.abs(shares - usual).sum() / 2) - _by_chance(usual, answers))
+    total = float(np.abs(shares - usual).sum() / 2)
+    return min(total, max(0.0, total - _by_chance(usual, answers)) / (1 - _FADES))
 
 
 def _by_chance(usual: DoubleArray, answers: float) -> float:

@@ -250,8 +250,8 @@ def _accuracy(
     whole = summary(reference, grid)
     families = tuple(_family(name, severity, one, grid, plain, whole) for (name, severity), one in sorted(damaged.items()))
     tried = {("", 0): rows, **damaged}
-    # where not all fit, mild damage of every family tells more than all that some of them can do
-    order = sorted(tried.items(), key=lambda one: (one[0][1], one[0][0]))
+    # where not all fit, strong damage of every family tells more than mild: the frames are the same, and mild damage changes few answers
+    order = sorted(tried.items(), key=lambda one: (one[0] != ("", 0), -one[0][1], one[0][0]))
     trials = tuple(one for (name, severity), every in order for one in _trials(name, severity, every, grid, plain))
     return replace(plain, families=families, epsilon=_epsilon(families), trials=trials[:MAX_TRIALS])
 
