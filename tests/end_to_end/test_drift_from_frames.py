@@ -9,6 +9,7 @@ import pytest
 from examples.demo.drift import SETTINGS, DriftStory
 from examples.demo.scenario import AGENT_SETTINGS, LINE, MIN_INFERENCES, Report, Scenario, make_videos
 from examples.demo.world import World
+from protocol.errors import InvalidError
 
 pytestmark = pytest.mark.needs_broker
 #: Ten minutes of the world's clock last twenty seconds.
@@ -52,5 +53,25 @@ def test_dirt_on_a_lens_becomes_an_alarm_in_words_that_the_server_confirmed_and_
     assert alarm["statistic"] >= alarm["threshold"] > 0
     assert alarm["evidence"]
     assert scenario.status(CAM)["drift"]["pipelines"][0]["state"] == "raised"
-    actions = [one["action"] for one in world.people["auditor"].get("/audit", limit=200)["items"]]
-    assert {"drift.reference-stored", "alarm.raised"} <= set(actions)
+    entries = {one["action"]: one for one in world.people["auditor"].get("/audit", limit=200)["items"]}
+    assert {"drift.reference-stored", "alarm.raised"} <= set(entries)
+    assert entries["drift.reference-stored"]["detail"]["signature"] == "none", "a script made the two weeks"
+    own = record(world)
+    assert refusal(world, own) == "too-few", "what the camera signed is verified, and is no two weeks"
+    own.write_bytes(own.read_bytes()[:-1] + b"!")
+    assert refusal(world, own) == "malformed"
+
+
+def record(world: World) -> Path:
+    """What the camera's own agent recorded and signed."""
+    output = world.root / f"{CAM}-own.recording"
+    world.children.run(f"{CAM}-record", "agent.cli", "drift", "record", "--config", str(world.agents[CAM].config), "-o", str(output))
+    return output
+
+
+def refusal(world: World, recording: Path) -> str:
+    """The code that the server refuses the recording with."""
+    fields = {"device": CAM, "pipeline": "front", "reason": "its own hours"}
+    with pytest.raises(InvalidError) as caught:
+        world.people["operator"].upload("/drift/references", fields, {"recording": recording})
+    return str(caught.value.code)
