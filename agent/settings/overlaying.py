@@ -93,7 +93,8 @@ def resolve_secrets(pipelines: tuple[PipelineConfig, ...], secrets: Mapping[str,
         if not isinstance(source, StreamSource | SensorSource) or source.secret is None:
             resolved.append(pipeline)
         elif (value := secrets.get(source.secret)) is None:
-            errors[f"pipelines.{pipeline.name}.source.secret"] = f"no secret named {source.secret!r} has reached this device"
+            text = f"no secret named {source.secret!r} has reached this device; send it: mooring device secret DEVICE {source.secret}"
+            errors[f"pipelines.{pipeline.name}.source.secret"] = text
         else:
             resolved.append(pipeline.model_copy(update={"source": _with_secret(source, value)}))
     return tuple(resolved), errors

@@ -1,5 +1,6 @@
 """Settings: the order in which sources win, errors that name key, value and allowed, and a desired config applied in parts."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -243,7 +244,8 @@ def test_a_secret_is_put_into_its_url_and_a_missing_one_is_named():
     assert sources["a"].url == "rtsp://ad%40min:p%2Fw%3A1@cam:8554/1"
     assert sources["b"].broker == "mqtt://ad%40min:p%2Fw%3A1@h"
     assert set(sources) == {"a", "b", "front"}
-    assert errors == {"pipelines.c.source.secret": "no secret named 'lost' has reached this device"}
+    text = "no secret named 'lost' has reached this device; send it: mooring device secret DEVICE lost"
+    assert errors == {"pipelines.c.source.secret": text}
     assert sources["a"].secret is None
 
 
@@ -284,3 +286,12 @@ def test_signed_configuration_sets_how_a_pipeline_looks():
 
 def test_desired_config_is_a_value():
     assert parse_desired({}) == (DesiredConfig(), {})
+
+
+def test_the_page_of_cameras_shows_every_kind_of_source_as_settings_take_it():
+    page = (Path(__file__).parents[2] / "docs" / "capture.md").read_text()
+    head, *others = (block.partition("```")[0] for block in page.split("```toml\n")[1:])
+    sources = [tomllib.loads(line)["source"] for block in others for line in block.splitlines() if line.startswith("source")]
+    pipelines = [*tomllib.loads(head)["pipelines"], *({"name": f"p{n}", "line": "l", "source": one} for n, one in enumerate(sources))]
+    shown = {one.source.kind for one in AgentConfig.model_validate({"pipelines": pipelines}).pipelines}
+    assert shown == {"stream", "camera", "video", "folder", "sensor"}
