@@ -1,7 +1,8 @@
 """How near estimates without labels come to the truth, and whether the trust flag knows: the product's own code on simulated windows.
 
 The release is tried on many places before the study's pictures: two parts of each, as a room and as a street. Its profile is made of these
-rows as an import would make it; the windows are of the test's cameras, whose pictures are none of these. For each row, of the release
+rows as an import makes it, by the same damage done to the same frames; the windows are of the test's cameras, whose pictures are none of
+these, and what goes wrong there is the benchmark's own. For each row, of the release
 and of the windows, a thing is drawn anew: of 44 things the model is right in a share that is 3 points off what it is right in of all, and
 nothing that has no labels can know that (`few_things` are such windows, of the banks of the streams).
 """
@@ -23,29 +24,33 @@ from benchmarks.drift.scenes import FRAME, digits, scenes
 from fleet.monitoring.accuracy import range_of
 from fleet.monitoring.drift_model import Trust
 from fleet.monitoring.tried import middle
+from fleet.registry.corruptions import SEVERITIES, corrupted, families
 from fleet.registry.evaluation import MAX_PLACES, MAX_ROWS
 from fleet.registry.profiles import CONFIDENCE, ENTROPY, Rows, counted, make_profile
 from fleet.registry.profiling import DAMAGED_OF_PLACE
 from protocol.sketches.profile import ModelProfile
+from runtime.inputs import Color
 
 KNOWN = (*(str(digit) for digit in range(10)), "nothing")
 NAMES = (*(f"image.{name}" for name in IMAGE), *(f"embedding.{index}" for index in range(8)), CONFIDENCE, ENTROPY)
-#: Corruptions that the release tries (family, severity).
-TRIED = {"blur": ("blur", 2), "half blur": ("blur", 1), "noise": ("noise", 1), "dirt": ("dirt", 2), "half dirt": ("dirt", 1),
-         "jpeg": ("jpeg", 1), "color": ("color", 1), "darkness": ("darkness", 1)}  # fmt: skip
+#: What an import tries (family, severity), and of which of its families the benchmark's shifts are.
+DAMAGES = {f"{family} {severity}": (family, severity) for family in families(Color.RGB) for severity in SEVERITIES}
+FAMILY_OF = {"blur": "blur", "half blur": "blur", "noise": "noise", "dirt": "dirt", "half dirt": "dirt", "jpeg": "jpeg", "color": "color",
+             "darkness": "dark"}  # fmt: skip
 CLEAN = "clean"
 #: Rows of a judged window; and of a place as it is and after each kind of damage: an import takes no more of forty places.
 OF_WINDOW, OF_PLACE, OF_DAMAGE = 1100, MAX_ROWS // MAX_PLACES, DAMAGED_OF_PLACE
 #: Rows of a window of few things: an hour.
 HOUR = 3600
-#: Takes of each camera and shift, by which frames and draws differ; the first two of the test were looked at before (ADR 0044).
-TAKES = {"study": (0, 1), "test": (2, 3)}
+#: Takes of each camera and shift, by which frames and draws differ; the first four of the test were looked at before (ADR 0044, 0052).
+TAKES = {"study": (0, 1), "test": (4, 5)}
 #: Concentrations of the chances of classes, where the study looks at other mixes of things.
 MIXES = (200, 20, 5, 2)
 #: Rows that are kept between runs. Another form is another name.
-_PLACES, _WINDOWS = banks.CACHE / "places-2.npz", "windows-2"
+_PLACES, _WINDOWS, _DAMAGED = banks.CACHE / "places-3.npz", "windows-2", "damaged-1"
 #: Code that decides what is estimated and believed.
-_SOURCES = ("benchmarks/drift/labels.py", "fleet/monitoring/accuracy.py", "fleet/monitoring/tried.py", "fleet/registry/profiles.py")
+_SOURCES = ("benchmarks/drift/labels.py", "fleet/monitoring/accuracy.py", "fleet/monitoring/tried.py", "fleet/registry/profiles.py",
+            "fleet/registry/corruptions.py")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +80,8 @@ def profile(without: str = "") -> ModelProfile:
     """The reference profile of the model version, as a release would carry it; without the places of one picture when the study asks so."""
     rows = {name: its for name, its in places().items() if not without or not name.startswith(f"{without}/")}
     clean = _joined([its[CLEAN] for its in rows.values()])
-    damaged = {key: _joined([its[name] for its in rows.values()]) for name, key in TRIED.items()}
-    made, _ = make_profile(clean, made_at_ms=0, damaged=damaged)
+    tried = {key: _joined([its[name] for its in rows.values()]) for name, key in DAMAGES.items()}
+    made, _ = make_profile(clean, made_at_ms=0, damaged=tried)
     return made
 
 
@@ -84,7 +89,7 @@ def benign(of: ModelProfile) -> frozenset[str]:
     """Shifts that the release tried and validated (DRIFT 6), and none: decided before a window of the test is seen."""
     assert of.accuracy is not None
     validated = of.accuracy.validated()
-    return frozenset({CLEAN, *(name for name, (family, _) in TRIED.items() if family in validated)})
+    return frozenset({CLEAN, *(name for name, family in FAMILY_OF.items() if family in validated)})
 
 
 def places() -> dict[str, dict[str, Rows]]:
@@ -113,6 +118,18 @@ def windows(purpose: str, index: int) -> dict[str, list[Rows]]:
     return found
 
 
+def damaged(index: int) -> dict[str, Rows]:
+    """Rows of one window of a camera of the study after each damage of an import."""
+    path, scene = banks.CACHE / f"{_DAMAGED}-{index}.npz", banks.roster("study")[index][1]
+    if not path.exists():
+        kind, _ = banks.roster("study")[index]
+        lens, _, _ = banks.lens_and_things("study", index)
+        rngs = {name: np.random.default_rng([77, 8, index, number]) for number, name in enumerate(DAMAGES)}
+        _store(path, {name: _frames(lens, banks.KINDS[kind], OF_WINDOW, rng, _damage(name)) for name, rng in rngs.items()})
+    with np.load(path) as stored:
+        return {name: _split(stored[name], scene) for name in stored.files}
+
+
 def judged(cameras: Sequence[int]) -> list[Estimated]:
     """Windows of these cameras of the test, by the profile of all places; each camera is kept between runs of the same code."""
 
@@ -132,17 +149,14 @@ def study(cameras: Sequence[int]) -> list[Estimated]:
     return _each("labels-study", make, cameras)
 
 
-def study_places(cameras: Sequence[int]) -> list[Estimated]:
-    """Each place of the release before the pictures of these cameras as one window of all its rows, by profiles without the picture."""
+def study_damaged(cameras: Sequence[int]) -> list[Estimated]:
+    """Windows of these cameras of the study after each damage of an import, also where answers pile up; profiles as in `study`."""
 
     def make(index: int) -> list[Estimated]:
-        left_out, its = (
-            profile(without=_picture(index)),
-            {name: rows for name, rows in places().items() if name.startswith(f"{_picture(index)}/")},
-        )
-        return [_estimated(left_out, _joined(list(rows.values())), "all") for rows in its.values()]
+        left_out = profile(without=_picture(index))
+        return [_estimated(left_out, rows, name) for name, rows in damaged(index).items()]
 
-    return _each("labels-places", make, cameras)
+    return _each("labels-damaged", make, cameras)
 
 
 def study_mixes(cameras: Sequence[int]) -> list[Estimated]:
@@ -199,19 +213,32 @@ def _estimated(of: ModelProfile, rows: Rows, shift: str) -> Estimated:
 
 
 def _taken() -> Mapping[str, Mapping[str, npt.NDArray[np.float32]]]:
-    """float32[n, numbers + answer + truth] by place ("picture/part kind": what is before the slash is the site) and shift."""
+    """float32[n, numbers + answer + truth] by place ("picture/part kind": what is before the slash is the site) and damage."""
     every = scenes()
-    shifts = [None, *(shift for shift in SHIFTS if shift.name in TRIED)]
     found: dict[str, dict[str, npt.NDArray[np.float32]]] = {}
     for number, picture in enumerate(sorted({scene.split("/")[0] for _, scene in banks.roster("study")})):
         for part in (0, 1):
             for kind in banks.KINDS.values():
-                rng = np.random.default_rng([77, 3, number, part, kind.name == "outdoor"])
-                lens = banks.lens_of(every[f"{picture}/{part}"], rng)
+                seed = [77, 6, number, part, kind.name == "outdoor"]
+                lens = banks.lens_of(every[f"{picture}/{part}"], np.random.default_rng([*seed, 0]))
                 its = found.setdefault(f"{picture}/{part} {kind.name}", {})
-                for shift in shifts:
-                    its[shift.name if shift else CLEAN] = _frames(lens, kind, OF_DAMAGE if shift else OF_PLACE, rng, shift)
+                for name, shift in {CLEAN: None, **{name: _damage(name) for name in DAMAGES}}.items():
+                    rows = _frames(lens, kind, OF_PLACE, np.random.default_rng([*seed, 1]), shift)  # the same frames each time
+                    its[name] = rows if shift is None else rows[np.arange(OF_DAMAGE) * OF_PLACE // OF_DAMAGE]
     return found
+
+
+def _damage(name: str) -> Shift:
+    """Damage of an import, done to finished frames."""
+    family, severity = DAMAGES[name]
+
+    def after(image: npt.NDArray[np.float32], _lens: Lens, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+        frames = np.ascontiguousarray(image.transpose(3, 1, 2, 0)).astype(np.uint8)
+        seeds = rng.integers(0, 2**31, len(frames)).tolist()
+        after_it = [corrupted(frame, family, severity, seed=seed, color=Color.RGB) for frame, seed in zip(frames, seeds, strict=True)]
+        return np.stack(after_it).transpose(3, 1, 2, 0).astype(np.float32)
+
+    return Shift(name, after=after)
 
 
 def _take(purpose: str, index: int, take: int) -> dict[str, npt.NDArray[np.float32]]:

@@ -214,7 +214,7 @@ def _estimates(plan: Plan) -> tuple[list[Row], dict[str, object]]:
 
 def _chosen_on(cameras: Sequence[int]) -> dict[str, object]:
     """What the study says of the same, by which everything was chosen."""
-    kinds = {"windows": labels.study(cameras), "places": labels.study_places(cameras)}
+    kinds = {"windows": labels.study(cameras), "damaged": labels.study_damaged(cameras)}
     mixed = labels.study_mixes(cameras)
     kinds |= {name: [one for one in mixed if one.shift == name] for name in dict.fromkeys(one.shift for one in mixed)}
     return {
