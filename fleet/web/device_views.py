@@ -292,6 +292,7 @@ def telemetry_views(rows: Sequence[TelemetryRow], *, now: datetime) -> tuple[Tel
             fps=body.fps,
             dropped=", ".join(f"{count} {reason}" for reason, count in body.dropped.items() if count) or "0",
             backend=body.backend,
+            source_state=body.source_state,
             at=row.ts,
         )
         for row, body in sorted(parsed, key=lambda pair: pair[1].pipeline)
@@ -343,8 +344,19 @@ def event_view(row: EventRow) -> EventView:
     data = row.body.get("data") or {}
     if isinstance(data, dict) and (told := as_message(RuleEvent, data)) is not None:
         return EventView(row.device, title, rule_event_words(told), row.ts)
-    parts = [str(data[key]) for key in ("line", "release", "pipeline", "label", "reason") if isinstance(data, dict) and data.get(key)]
-    return EventView(row.device, title, ", ".join(parts) or (row.subject or ""), row.ts)
+    if not isinstance(data, dict):
+        data = {}
+    about = " ".join(str(data[key]) for key in ("line", "release") if data.get(key))
+    parts = [noticed_words(data), about, *(str(data[key]) for key in ("pipeline", "label", "reason") if data.get(key))]
+    return EventView(row.device, title, ", ".join(part for part in parts if part) or (row.subject or ""), row.ts)
+
+
+def noticed_words(data: Mapping[str, Any]) -> str:
+    """What a pipeline without rules noticed: which class became which, and the best score; empty for other events."""
+    best = data["top"][0] if isinstance(data.get("top"), list) and data["top"] else None
+    label, score = (best.get("label"), best.get("score")) if isinstance(best, dict) else (None, None)
+    seen = f"{data['from']} became {data.get('to') or 'nothing'}" if data.get("from") else str(label or "")
+    return f"{seen} {score:.2f}".strip() if isinstance(score, int | float) else seen
 
 
 def rule_event_words(event: RuleEvent) -> str:

@@ -261,6 +261,8 @@ class TelemetryView:
     fps: float
     dropped: str
     backend: str
+    #: opening, running, lost, ended or stopped; empty: the agent does not say.
+    source_state: str
     at: datetime
 
 

@@ -171,6 +171,16 @@ def test_a_pipeline_that_only_its_telemetry_tells_of_has_a_page(console: Console
     assert "No rules" in text
 
 
+def test_the_page_of_a_camera_that_is_gone_says_so(console: ConsoleSite, vera: Browser):
+    console.enroll("cam-gone")
+    console.say("cam-gone", "tel/perf", pipeline="front", line="cars", window_s=10, frames=0, fps=0.0, source_state="running")
+    assert "tag warn" not in vera.get("/devices/cam-gone/pipelines/front").text
+    console.say("cam-gone", "tel/perf", pipeline="front", line="cars", window_s=10, frames=0, fps=0.0, source_state="lost")
+    now = vera.get("/devices/cam-gone/pipelines/front").text.partition("<dt>Source</dt>")[2].partition("</dd>")[0]
+    assert "tag warn" in now
+    assert "lost" in now
+
+
 def test_machines_are_told_the_same(cam: str, api: httpx.Client):
     found = api.get(f"/devices/{cam}/pipelines/front").json()
     assert found["backend"] == {"asked": "onnx:cuda", "effective": "onnx:cpu"}
@@ -233,6 +243,28 @@ def test_an_event_of_a_rule_is_told_in_words(changes: dict[str, Any], words: str
     now = datetime(2026, 3, 1, tzinfo=UTC)
     row = EventRow(DeviceId("cam"), "event", "mooring.zone.entered.v1", "front", now, now, {"data": {**EVENT, **changes}})
     assert (event_view(row).title, event_view(row).text) == ("zone entered", words)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "words"),
+    [
+        (
+            "class-changed",
+            {"from": "empty", "to": "person", "top": [{"label": "person", "index": 1, "score": 0.914}]},
+            "empty became person 0.91, door 1.0, front",
+        ),
+        (
+            "score-over-threshold",
+            {"threshold": 0.9, "top": [{"label": "person", "index": 1, "score": 0.914}]},
+            "person 0.91, door 1.0, front",
+        ),
+        ("class-changed", {"from": "empty", "to": None, "top": "of a newer agent"}, "empty became nothing, door 1.0, front"),
+    ],
+)
+def test_what_is_noticed_without_a_rule_says_which_class_became_which(kind: str, data: dict[str, Any], words: str):
+    now = datetime(2026, 3, 1, tzinfo=UTC)
+    body = {"data": {"pipeline": "front", "line": "door", "release": "1.0", **data}}
+    assert event_view(EventRow(DeviceId("cam"), "event", f"mooring.prediction.{kind}.v1", "front", now, now, body)).text == words
 
 
 def test_answers_of_every_task_are_told_in_a_few_words():
