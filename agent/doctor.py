@@ -83,7 +83,7 @@ def examine(config: AgentConfig, *, now: Callable[[], datetime] = lambda: dateti
         identity = found
         checks.append(_certificate(found, now()))
     checks += _runtimes(config)
-    checks += [_source(pipeline, status) for pipeline in config.pipelines] or [_no_pipelines(status)]
+    checks += sources(config, status)
     if identity is not None:
         checks += _server(identity, config, now)
         checks.append(_broker(identity, config, status))
@@ -103,7 +103,7 @@ def _status(config: AgentConfig) -> dict[str, Any] | None:
 def _agent(status: dict[str, Any] | None) -> Check:
     if status is None:
         return Check("agent", Verdict.WARN, "The agent does not run.", "Start it: systemctl start mooring-agent.")
-    return Check("agent", Verdict.OK, f"The agent runs since {status['uptime_s']:.0f} s.")
+    return Check("agent", Verdict.OK, f"The agent has run for {status['uptime_s']:.0f} s.")
 
 
 def _disk(config: AgentConfig) -> Check:
@@ -146,21 +146,30 @@ def _runtimes(config: AgentConfig) -> list[Check]:
     return checks
 
 
-def _no_pipelines(status: dict[str, Any] | None) -> Check:
-    names = [one["pipeline"] for one in (status or {}).get("pipelines", [])]
-    if names:
-        return Check("pipelines", Verdict.OK, f"From the server: {', '.join(names)}.")
-    return Check("pipelines", Verdict.WARN, "No pipeline is set up.", "Add one to agent.toml, or set one on the server.")
+def sources(config: AgentConfig, status: dict[str, Any] | None) -> list[Check]:
+    """Where frames come from: per pipeline in force when the agent runs, as the server may have set others, else per one of the files."""
+    running = {one["pipeline"]: one for one in (status or {}).get("pipelines", [])}
+    in_force = ((status or {}).get("configuration") or {}).get("values", {}).get("pipelines")
+    own = {one.name: one for one in config.pipelines if in_force is None or one.name in in_force}
+    checks = [_source(one, status) for one in own.values()]
+    checks += [_told(f"source:{name}", one) for name, one in running.items() if name not in own]
+    untold = [name for name in in_force or () if name not in own and name not in running]
+    checks += [Check(f"source:{name}", Verdict.SKIP, "From the server; the agent has no figures of it yet.") for name in untold]
+    nothing = Check("pipelines", Verdict.WARN, "No pipeline is set up.", "Add one to agent.toml, or set one on the server.")
+    return checks or [nothing]
+
+
+def _told(name: str, one: dict[str, Any]) -> Check:
+    """What the running agent says of a source."""
+    verdict = Verdict.FAIL if one["source_state"] == "lost" else Verdict.OK
+    return Check(name, verdict, f"{one['source_state']} {one['source_text']}".strip(), "" if verdict is Verdict.OK else "See the text.")
 
 
 def _source(pipeline: PipelineConfig, status: dict[str, Any] | None) -> Check:
     name = f"source:{pipeline.name}"
     for one in (status or {}).get("pipelines", []):
         if one["pipeline"] == pipeline.name:
-            verdict = Verdict.FAIL if one["source_state"] == "lost" else Verdict.OK
-            return Check(
-                name, verdict, f"{one['source_state']} {one['source_text']}".strip(), "" if verdict is Verdict.OK else "See the text."
-            )
+            return _told(name, one)
     source = pipeline.source
     if isinstance(source, CameraSource | VideoSource | StreamSource | FolderSource) and importlib.util.find_spec("cv2") is None:
         return Check(name, Verdict.FAIL, "OpenCV is not installed.", "Install the extra `camera-headless`.")

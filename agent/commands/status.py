@@ -56,6 +56,8 @@ def _show_status(found: dict[str, Any], out: Out) -> None:
         )
     for one in found.get("pipelines", []):
         show_pipeline(one, out)
+    for name in silent_pipelines(found):
+        out(f"  pipeline {name}: no figures yet")
     if signed := found.get("configuration"):
         show_configuration(signed, out)
     for line in found.get("lines", []):
@@ -76,11 +78,18 @@ def _show_status(found: dict[str, Any], out: Out) -> None:
     for condition in found.get("conditions", []):
         out(f"  {condition['severity']}: {condition['code']}: {condition['text']}\n      -> {condition['advice']}")
     if day := found.get("budget"):
-        limits = {key: f" of {day[key] / 1e6:.0f}" if day[key] else "" for key in ("bytes_per_day", "writes_per_day")}
+        limits = {key: f" of {day[key] / 1e6:.1f}" if day[key] else "" for key in ("bytes_per_day", "writes_per_day")}
         exchanged = f"{(day['sent'] + day['received']) / 1e6:.1f}{limits['bytes_per_day']} MB exchanged with the server"
         out(f"  {day['day'] or 'today'}: {exchanged}, {day['written'] / 1e6:.1f}{limits['writes_per_day']} MB written")
     if found["outbox"]:
         out(f"  outbox: {found['outbox']['rows']} rows, {found['outbox']['bytes'] / 2**20:.2f} MiB")
+
+
+def silent_pipelines(found: dict[str, Any]) -> list[str]:
+    """Pipelines in force that no window of figures has ended for: they just began, or a condition says why they are left out."""
+    told = {one["pipeline"] for one in found.get("pipelines", [])}
+    in_force = (found.get("configuration") or {}).get("values", {}).get("pipelines", {})
+    return [name for name in in_force if name not in told]
 
 
 def show_pipeline(one: dict[str, Any], out: Out) -> None:

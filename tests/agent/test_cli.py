@@ -257,6 +257,21 @@ def test_the_doctor_believes_the_running_agent_about_its_camera(tmp_path):
         assert doctor._source(config.pipelines[0], status).verdict is verdict
 
 
+def test_the_doctor_looks_at_the_pipelines_that_the_server_set_and_not_at_those_of_the_files(tmp_path):
+    config = config_of(tmp_path, pipelines=[{"name": "p", "line": "l", "source": {"kind": "camera", "device": "/dev/video77"}}])
+    status = {
+        "pipelines": [{"pipeline": "afar", "source_state": "lost", "source_text": "rtsp://10.0.0.7 is silent."}],
+        "configuration": {"values": {"pipelines": {"afar": {}, "new": {}}}},
+    }
+    found = {check.name: (check.verdict, check.text) for check in doctor.sources(config, status)}
+    assert found == {
+        "source:afar": (Verdict.FAIL, "lost rtsp://10.0.0.7 is silent."),
+        "source:new": (Verdict.SKIP, "From the server; the agent has no figures of it yet."),
+    }
+    assert [check.name for check in doctor.sources(config, None)] == ["source:p"]
+    assert [check.name for check in doctor.sources(config_of(tmp_path), None)] == ["pipelines"]
+
+
 @pytest.mark.parametrize(
     ("date", "offset_s", "verdict"),
     [("Wed, 25 Nov 2026 10:00:00 GMT", 0, Verdict.OK), ("Tue, 25 Nov 2025 10:00:00 GMT", 1, Verdict.FAIL), ("nonsense", 0, Verdict.SKIP)],
@@ -386,6 +401,30 @@ def test_status_of_a_pipeline_without_a_model_says_whether_its_camera_gives_fram
     changes = {"release": None, "fps": 0.0, "lat_ms_p50": None, "lat_ms_p99": None, "asked": "", "effective": "", "decoder": ""}
     show_pipeline(pipeline_figures(**changes, dropped={"model_unavailable": 51}), said.append)
     assert said == ["  pipeline door: person no model, 0.0/s", "       source running; 51 frames in 10 s, dropped 51 model_unavailable"]
+
+
+def test_status_names_pipelines_that_have_no_figures_yet_and_budgets_below_a_megabyte():
+    from agent.commands.status import _show_status
+
+    said: list[str] = []
+    values = {"pipelines": {"door": {}, "yard": {}}}
+    found = {
+        "running": True,
+        "connected": True,
+        "device": "cam-1",
+        "inference": "running",
+        "uptime_s": 4.0,
+        "version": "9",
+        "pipelines": [pipeline_figures()],
+        "configuration": {"state": "none", "values": values, "origins": {}, "ignored": {}},
+        "slots": [],
+        "outbox": None,
+        "budget": {"day": "2026-11-30", "sent": 150_000, "received": 0, "written": 0, "bytes_per_day": 200_000, "writes_per_day": 0},
+    }
+    _show_status(found, said.append)
+    assert "  pipeline yard: no figures yet" in said
+    assert "  pipeline door: no figures yet" not in said
+    assert said[-1] == "  2026-11-30: 0.1 of 0.2 MB exchanged with the server, 0.0 MB written"
 
 
 def test_a_refused_stick_is_told_with_the_code_that_the_page_of_reasons_explains():
