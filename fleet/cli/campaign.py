@@ -130,7 +130,7 @@ def show(campaign: str, as_json: bool = JsonOption, server: str | None = ServerO
         )
         output.table(causes, found["failures"], empty="")
     if "comparisons" in found:
-        output.table(_COMPARED, found["comparisons"], empty="No device has compared anything yet.")
+        output.table(compared_columns(found["as"]), found["comparisons"], empty="No device has compared anything yet.")
     columns: tuple[tuple[str, Any], ...] = (
         ("DEVICE", lambda row: row["device"]),
         ("UPDATE", lambda row: row["state"]),
@@ -155,6 +155,29 @@ _COMPARED: tuple[tuple[str, Any], ...] = (
     ("CPU", lambda row: _figure(row["cpu_share"], ".1%")),
     ("TEXT", lambda row: row["text"]),
 )
+
+#: In turns nothing is compared frame by frame: what each of the two answered stands side by side.
+_IN_TURNS: tuple[tuple[str, Any], ...] = (
+    *_COMPARED[:4],
+    ("ANSWERED", lambda row: row["figures"]["candidate"]["frames"]),
+    ("WITH", lambda row: _most_said(row["figures"]["candidate"]["labels"])),
+    ("OTHER", lambda row: row["figures"]["champion"]["frames"]),
+    ("WITH", lambda row: _most_said(row["figures"]["champion"]["labels"])),
+    *_COMPARED[6:7],
+    *_COMPARED[8:],
+)
+
+
+def compared_columns(run_as: str) -> tuple[tuple[str, Any], ...]:
+    """The columns, each with what it takes from a comparison, for a candidate in shadow or one that takes turns."""
+    return _IN_TURNS if run_as == "ab" else _COMPARED
+
+
+def _most_said(labels: dict[str, int]) -> str:
+    """The three labels that were said most, with their shares."""
+    total = sum(labels.values())
+    most = sorted(labels.items(), key=lambda pair: (-pair[1], pair[0]))[:3]
+    return ", ".join(f"{label} {count / total:.0%}" for label, count in most)
 
 
 @app.command()
