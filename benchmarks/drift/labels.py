@@ -42,8 +42,8 @@ CLEAN = "clean"
 OF_WINDOW, OF_PLACE, OF_DAMAGE = 1100, MAX_ROWS // MAX_PLACES, DAMAGED_OF_PLACE
 #: Rows of a window of few things: an hour.
 HOUR = 3600
-#: Takes of each camera and shift, by which frames and draws differ; the first four of the test were looked at before (ADR 0044, 0052).
-TAKES = {"study": (0, 1), "test": (4, 5)}
+#: Takes of each camera and shift, by which frames and draws differ; the first six of the test were looked at before (ADR 0044, 0052, 0057).
+TAKES = {"study": (0, 1), "test": (6, 7)}
 #: Concentrations of the chances of classes, where the study looks at other mixes of things.
 MIXES = (200, 20, 5, 2)
 #: Rows that are kept between runs. Another form is another name.

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from protocol.sketches.counts import Counts, split
-from protocol.sketches.profile import AccuracyReference, ModelProfile, TrialReference
+from protocol.sketches.counts import Counts
+from protocol.sketches.profile import ModelProfile, TrialReference
 from protocol.sketches.summary import summarizer, summary
 
 DoubleArray = npt.NDArray[np.float64]
@@ -117,7 +117,7 @@ def tried_of(profile: ModelProfile) -> Tried | None:
         seen,
         truth,
         each,
-        errors**2 - _unexplained(profile, accuracy) * truth * (1 - truth) / independent,
+        errors**2 - truth * (1 - truth) / independent,
         place,
     )
 
@@ -179,16 +179,6 @@ def _chance_in(found: DoubleArray, told: DoubleArray, damage: IntArray, rows: Do
     left = ((told - found)[:, counted] ** 2).sum(axis=1)
     of_damage = np.bincount(damage, weights=chance) / np.maximum(np.bincount(damage, weights=left), 1e-12)
     return np.asarray(np.minimum(1.0, of_damage)[damage])
-
-
-def _unexplained(profile: ModelProfile, accuracy: AccuracyReference) -> float:
-    """What part of the chance in whether rows are right remains where it is known how sure the model was of each: 0 to 1."""
-    whole = accuracy.acc0 * (1 - accuracy.acc0)
-    cells = split(profile.reference, profile.grid)[profile.grid.index(accuracy.confidence)][2:-1]
-    bins = np.array(accuracy.bin_accuracy)
-    if whole <= 0 or not cells.sum():
-        return 1.0
-    return min(1.0, float(cells @ (bins * (1 - bins))) / float(cells.sum()) / whole)
 
 
 def _seen(estimates: Sequence[float], shares: DoubleArray, answered: float, usual_shares: DoubleArray, usual: float) -> tuple[float, float]:
