@@ -31,6 +31,7 @@ from fleet.cli import (
     release,
     rule,
     serve,
+    site,
     token,
     user,
     webhook,
@@ -64,6 +65,7 @@ app.command()(doctor)
 for name, part in (
     ("device", device),
     ("group", group),
+    ("site", site),
     ("config", config),
     ("model", model),
     ("release", release),

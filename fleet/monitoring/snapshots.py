@@ -70,5 +70,6 @@ def _check_site(rule: ConsentRule, site: str) -> None:
         return
     text = "sends minimized pictures only, and this is none" if rule is ConsentRule.MINIMIZED else "lets no picture out"
     raise ForbiddenError(
-        f"The site {site or '(none)'} {text}.", hint="An administrator changes its consent rule to `allow` if that is agreed there."
+        f"The site {site or '(none)'} {text}.",
+        hint=f"An administrator may allow it if that is agreed there: mooring site set {site or 'SITE'} --consent allow --reason …",
     )

@@ -415,3 +415,34 @@ def test_deltas_of_a_release_are_a_table_that_may_be_empty(run: Run, site: Conso
     assert run("release", "deltas", shown["line"], shown["version"], "--json").document == []
     assert "None yet" in run("release", "deltas", shown["line"], shown["version"]).err
     assert run("release", "deltas", "digits", "99.9").code == 3
+
+
+def test_an_administrator_sets_what_was_agreed_at_a_site_and_what_is_not_named_stays(run: Run):
+    made = run("site", "create", "harbour", "--time-zone", "Europe/Berlin", "--max-updating", "3", user="root")
+    assert made.code == 0, made.err
+    assert run("site", "show", "harbour", "--json").document["consent"] == "deny"
+    done = run("site", "set", "harbour", "--consent", "allow", "--reason", "agreed with the works council", user="root")
+    assert (done.code, done.err) == (0, "Site harbour: pictures allow.\n")
+    assert run("site", "set", "harbour", "--consent", "allow", user="root").err == "Nothing changed.\n"
+    kept = run("site", "show", "harbour", "--json").document
+    assert (kept["time_zone"], kept["consent"], kept["max_updating"]) == ("Europe/Berlin", "allow", 3)
+    assert run("site", "set", "harbour", "--max-updating", "0", user="root").code == 0
+    assert run("site", "show", "harbour", "--json").document["max_updating"] is None
+    assert "harbour" in run("site", "list").out
+    entries = [json.dumps(entry) for entry in run("audit", "list", "--json", user="maria").document if entry["subject"].endswith("harbour")]
+    assert any("works council" in entry for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("user", "wish", "code", "text"),
+    [
+        ("ola", ("--consent", "allow"), 4, "sites:write"),
+        ("root", ("--consent", "sometimes"), 1, "consent"),
+        ("root", ("--time-zone", "Moon/Crater"), 1, "Moon/Crater"),
+    ],
+)
+def test_rules_of_a_site_that_are_none_or_not_ones_own_to_set_are_refused(run: Run, user: str, wish: tuple[str, str], code: int, text: str):
+    refused = run("site", "set", "default", *wish, user=user)
+    assert refused.code == code
+    assert text in refused.err
+    assert run("site", "show", "default", "--json").document["consent"] == "deny"
