@@ -1,5 +1,9 @@
-"""What can be wrong on a device: one declared list, each with what to do, and the register of what is wrong now."""
+"""What can be wrong on a device: one declared list, each with what to do, and the register of what is wrong now.
 
+The register is gone with the process and with its cause, so the log keeps when something began and when it was over.
+"""
+
+import logging
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +14,12 @@ from protocol.clock import Clock, to_unix_ms
 from protocol.messages import ConditionReport
 
 MAX_TEXT = 2000
+#: Seconds in which the same condition is logged once: what comes and goes would wear the flash and drown the rest.
+LOG_AGAIN_S = 600.0
+#: Characters of a condition's text in the log.
+MAX_LOGGED = 500
+
+log = logging.getLogger("mooring.conditions")
 
 
 class Severity(StrEnum):
@@ -34,6 +44,7 @@ class ConditionKind:
 
 
 _ERROR, _WARNING, _INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+_LEVELS = {_ERROR: logging.ERROR, _WARNING: logging.WARNING, _INFO: logging.INFO}
 #: Everything that can be wrong; raising any other code is a programmer's mistake.
 KINDS: dict[str, ConditionKind] = {
     kind.code: kind
@@ -167,6 +178,9 @@ class Conditions:
         self._lock = threading.Lock()
         self._active: dict[tuple[str, str], Condition] = {}
         self._groups: dict[str, set[tuple[str, str]]] = {}
+        #: When each condition was logged last, seconds of the monotonic clock, and which of those that are raised were.
+        self._logged_s: dict[tuple[str, str], float] = {}
+        self._is_logged: set[tuple[str, str]] = set()
         self.revision = 0
 
     def set(self, code: str, text: str, *, subject: str = "") -> None:
@@ -178,12 +192,17 @@ class Conditions:
                 since = self._clock.now() if old is None else old.since
                 self._active[code, subject] = Condition(code, kind.severity, text, subject, since)
                 self.revision += 1
+            if old is None:
+                self._log_begin(kind, text, subject)
 
     def clear(self, code: str, *, subject: str = "") -> None:
         """It is over. Clearing what is not raised changes nothing."""
         with self._lock:
             if self._active.pop((code, subject), None) is not None:
                 self.revision += 1
+                if (code, subject) in self._is_logged:
+                    self._is_logged.discard((code, subject))
+                    log.info("over: %s", _named(code, subject))
 
     def replace(self, group: str, found: Iterable[tuple[str, str, str]]) -> None:
         """Make (code, text, subject) all that is wrong in the group: what it raised before and is not found now is over."""
@@ -199,3 +218,15 @@ class Conditions:
         order = list(reversed(Severity))
         with self._lock:
             return sorted(self._active.values(), key=lambda condition: (order.index(condition.severity), condition.since, condition.code))
+
+    def _log_begin(self, kind: ConditionKind, text: str, subject: str) -> None:
+        key, now_s = (kind.code, subject), self._clock.monotonic()
+        if (logged_s := self._logged_s.get(key)) is None or now_s - logged_s >= LOG_AGAIN_S:
+            self._logged_s[key] = now_s
+            self._is_logged.add(key)
+            said = " ".join(text.split())  # a text may quote what came from outside: it stays one line
+            log.log(_LEVELS[kind.severity], "%s: %s %s", _named(*key), said[:MAX_LOGGED], kind.advice)
+
+
+def _named(code: str, subject: str) -> str:
+    return f"{code} ({subject})" if subject else code

@@ -37,6 +37,8 @@ class Measuring:
         self._sources, self._store, self._conditions = sources, store, conditions
         self._budgets, self._traffic, self._clock = budgets, traffic, clock
         self._perf_at = self._sys_at = clock.monotonic()
+        #: The first windows are as long as they are set: until they end, nobody here sees a figure or hears of a spent budget.
+        self._perf_stretches = self._sys_stretches = False
         self._meter, self._served = UnitMeter(), ServingWindows()
         self._lost_rows = 0
         #: The pipelines' figures of the latest window.
@@ -46,14 +48,14 @@ class Measuring:
         """The rows of the windows that end now. Raises: DeviceError of the store."""
         now, drafts = self._clock.monotonic(), list[Draft]()
         window_s = now - self._perf_at
-        if window_s >= telemetry.perf_s * self._budgets.stretch:
-            self._perf_at = now
+        if window_s >= telemetry.perf_s * (self._budgets.stretch if self._perf_stretches else 1.0):
+            self._perf_at, self._perf_stretches = now, True
             self.stats = self._sources.pipelines()
             drafts += perf_drafts(self.stats)
             drafts += self._served.drafts(self._sources.served(), window_s=window_s)
         window_s = now - self._sys_at
-        if window_s >= telemetry.sys_s * self._budgets.stretch:
-            self._sys_at = now
+        if window_s >= telemetry.sys_s * (self._budgets.stretch if self._sys_stretches else 1.0):
+            self._sys_at, self._sys_stretches = now, True
             drafts.append(self._machine(window_s, state_dir))
         return drafts
 

@@ -10,7 +10,10 @@ from simulators.clock import FakeClock
 from waiting import wait_until
 
 from agent.budgets import KEEP_S, STRETCHES, Budgets, Level, Spent, level_of, parse_spent
-from agent.config import BudgetConfig
+from agent.conditions import Conditions
+from agent.config import BudgetConfig, TelemetryConfig
+from agent.duties.measuring import Measuring, Sources
+from agent.store import Store
 from agent.traffic import Meter, Traffic
 
 MB = 2**20
@@ -174,3 +177,22 @@ def test_what_is_no_tcp_connection_counts_nothing():
         meter.close()
     Meter(traffic, 999_999).close()
     assert traffic.totals() == (0, 0)
+
+
+def test_after_a_restart_figures_and_a_spent_budget_are_known_as_soon_as_windows_usually_end(tmp_path):
+    device, asked = Device(writes_per_day_mb=1), []
+    observe(device.start(), written=2 * MB).keep()
+    clock, conditions, telemetry = device.clock, Conditions(device.clock), TelemetryConfig()
+    sources = Sources(pipelines=lambda: asked.append(clock.monotonic()) or [], served=list, ring_dropped=int, lost_predictions=int)
+    with Store(tmp_path / "outbox.db", clock=clock) as store:
+        measuring = Measuring(sources, store=store, conditions=conditions, budgets=device.start(), traffic=Traffic(), clock=clock)
+        clock.advance(max(telemetry.perf_s, telemetry.sys_s))
+        rows = measuring.tick(telemetry, tmp_path)
+        assert [row.stream for row in rows] == ["tel"]
+        assert len(asked) == 1
+        assert [one.code for one in conditions.active()] == ["budget_writes"]
+        clock.advance(2 * telemetry.sys_s)
+        assert measuring.tick(telemetry, tmp_path) == []  # from then on windows are as much longer as the budget wants
+        clock.advance(STRETCHES[Level.SPENT] * telemetry.sys_s)
+        assert len(measuring.tick(telemetry, tmp_path)) == 1
+        assert len(asked) == 2

@@ -1,10 +1,12 @@
 """Conditions: declared, raised once, cleared when over, each with what to do."""
 
+import logging
 from datetime import UTC, datetime
 
 import pytest
+from simulators.clock import FakeClock
 
-from agent.conditions import KINDS, Conditions, Severity
+from agent.conditions import KINDS, LOG_AGAIN_S, Conditions, Severity
 from protocol.clock import SystemClock
 
 
@@ -68,3 +70,41 @@ def test_the_worst_comes_first_and_the_report_names_the_subject():
     report = conditions.active()[0].report()
     assert (report.code, report.severity, report.text) == ("source_lost", "error", "front: gone")
     assert report.since == 1_772_323_380_000
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
+    return [(record.levelno, record.getMessage()) for record in caplog.records if record.name == "mooring.conditions"]
+
+
+def test_the_log_keeps_when_something_began_with_what_to_do_and_when_it_was_over(caplog):
+    caplog.set_level(logging.INFO)
+    conditions = Conditions(SystemClock())
+    for text in ("No frame since 12:00.", "No frame since 12:00, third try."):
+        conditions.replace("pipelines", [("source_lost", text, "front")])
+    conditions.replace("pipelines", [])
+    conditions.replace("pipelines", [])
+    began, over = logged(caplog)
+    assert began == (logging.ERROR, f"source_lost (front): No frame since 12:00. {KINDS['source_lost'].advice}")
+    assert over == (logging.INFO, "over: source_lost (front)")
+
+
+def test_what_comes_and_goes_is_logged_once_in_ten_minutes(caplog):
+    caplog.set_level(logging.INFO)
+    clock = FakeClock()
+    conditions = Conditions(clock)
+    for _ in range(50):
+        conditions.set("broker_unreachable", "Nobody answers.")
+        conditions.clear("broker_unreachable")
+    assert len(logged(caplog)) == 2
+    clock.advance(LOG_AGAIN_S)
+    conditions.set("broker_unreachable", "Nobody answers.")
+    assert len(logged(caplog)) == 3
+
+
+def test_a_text_that_quotes_the_outside_stays_one_line_of_the_log(caplog):
+    conditions = Conditions(SystemClock())
+    conditions.set("report_refused", "The server said: no\nERROR mooring forged line" + "!" * 5000)
+    ((level, text),) = logged(caplog)
+    assert level == logging.ERROR
+    assert "\n" not in text
+    assert len(text) < 700
