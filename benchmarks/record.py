@@ -62,8 +62,15 @@ def interleave(rounds: int, *measures: Callable[[], float]) -> list[list[float]]
     return figures
 
 
-def write(name: str, rows: Sequence[Row], *, headline: Sequence[str] = (), details: dict[str, object] | None = None) -> Path:
-    """Print the rows and keep them as results/<name>.json; returns its path.
+def write(
+    name: str,
+    rows: Sequence[Row],
+    *,
+    headline: Sequence[str] = (),
+    details: dict[str, object] | None = None,
+    is_printed: bool = False,
+) -> Path:
+    """Keep the rows as results/<name>.json and print them, unless that was done as they came; returns the file's path.
 
     `headline` names the rows that README shows where there are too many; `details` are kept beside them, whatever else was measured.
     """
@@ -80,8 +87,8 @@ def write(name: str, rows: Sequence[Row], *, headline: Sequence[str] = (), detai
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
-    for row in rows:
-        print(_line(row))
+    for row in () if is_printed else rows:
+        print(line_of(row))
     return path
 
 
@@ -120,7 +127,8 @@ def _is_met(value: float, target: str) -> bool:
     return {"<=": value <= float(bound), ">=": value >= float(bound)}[relation]
 
 
-def _line(row: Row) -> str:
+def line_of(row: Row) -> str:
+    """The row as it is printed."""
     peer = "" if row.peer is None else f" · {row.peer_name} {row.peer:.4g} · ratio {row.ratio:.3f} ± {row.spread:.3f}"
     return f"{'met   ' if row.met else 'MISSED'} {row.what}: {row.ours:.4g} {row.unit}{peer} · {row.runs} rounds · target {row.target}"
 

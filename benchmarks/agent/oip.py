@@ -33,7 +33,8 @@ from runtime.manifest import FileEntry, to_bytes
 from runtime.probe import inspect_model
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVING_PYTHON = Path(os.environ.get("MOORING_SERVING_PYTHON", ROOT / ".venv-serving" / "bin" / "python"))
+SERVING_VARIABLE = "MOORING_SERVING_PYTHON"
+SERVING_PYTHON = Path(os.environ.get(SERVING_VARIABLE, ROOT / ".venv-serving" / "bin" / "python"))
 DIGITS = ROOT / "examples" / "digits"
 LINE = "digits"
 CLIENTS = (1, 8)
