@@ -11,6 +11,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from agent.code_pages import CodePages
 from agent.conditions import KINDS
 from agent.config import AgentConfig
 from agent.control import Command, ControlServer
@@ -20,7 +21,7 @@ from agent.inference.messages import Prediction
 from agent.notify import Notifier
 from agent.telling import Telling
 from agent.wiring import Joined, Parts
-from protocol.clock import Clock
+from protocol.clock import Clock, SystemClock
 from protocol.errors import DeviceError
 from protocol.ids import LineName, check_name
 from protocol.messages import ClockState, RuntimeInfo
@@ -45,6 +46,7 @@ class Service:
         self._stop, self._ticks = threading.Event(), 0
         self._notifier, self._threads = Notifier(), Threads(self._stop)
         self.parts = Parts(config, clock=clock, version=version, probe=probe, stop=self._stop)
+        self._code = CodePages(SystemClock().monotonic)
         #: Held while what is in force becomes another: the status is asked for by other threads.
         self._configuring = threading.RLock()
         self._telling = Telling(self.parts, self._configuring)
@@ -163,6 +165,7 @@ class Service:
         self._watch()
         parts.keep(self._telling.tick())
         self._notifier.alive(self._telling.in_words())
+        self._code.tend()
 
     def _apply_desired(self) -> None:
         """Bring the parts in line with what is in force from now on."""

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
+from agent.code_pages import CodePages
 from agent.inference.link import Link, LinkClosedError
 from agent.inference.marks import Marks
 from agent.inference.memory import Memory
@@ -84,6 +85,7 @@ class Shadow:
         self._samplers: dict[str, RowSampler] = {}
         self._rows: list[Sampled] = []
         self._row_budget = RowBudget()
+        self._code = CodePages(self._monotonic)
         self._told_s = self._paid_s = 0.0
 
     def load(self) -> None:
@@ -93,6 +95,7 @@ class Shadow:
                 self._models[candidate.line] = self._load(candidate)
             except MooringError as error:
                 self._say(ShadowFault(candidate.line, error.code, str(error)[:2000]))
+        self._code.changed()
         self._say(ShadowReady(os.getpid()))
 
     def run(self) -> int:
@@ -209,6 +212,7 @@ class Shadow:
         self._pairs.clear()
         rows, self._rows = tuple(self._rows), []
         self._say(ShadowBeat(compared, _rss_mb(), rows))
+        self._code.tend()
 
     def _say(self, message: Said) -> None:
         self._link.send(SAID.dump_json(message))

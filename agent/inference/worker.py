@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
+from agent.code_pages import CodePages
 from agent.inference.captures import Captures
 from agent.inference.engine import Line, Swap
 from agent.inference.link import Link, LinkClosedError
@@ -178,6 +179,7 @@ class Worker:
         self._stride = 1
         self._captures = Captures(clock=clock, next_session=self._next_session)
         self._shadow = ShadowPort()
+        self._code = CodePages(self._monotonic)
         #: Lines in which a candidate takes turns.
         self._turning: set[str] = set()
         self._statm = Path("/proc/self/statm").open("rb", buffering=0)  # noqa: SIM115 - kept open: read twice a second
@@ -318,6 +320,7 @@ class Worker:
             return line
 
     def _next_session(self) -> int:
+        self._code.changed()  # a source is being opened
         with self._session_lock:
             return next(self._sessions)
 
@@ -332,6 +335,7 @@ class Worker:
         while True:
             request, swap = queue.get()
             result = swap()
+            self._code.changed()
             if request != NO_REQUEST:
                 self.sender.answer(Answer(request, result.ok, result.code, result.text[:4000], result.provider))
 
@@ -339,6 +343,7 @@ class Worker:
         with self._lock:
             pipelines, lines = list(self._pipelines.values()), list(self._lines.values())
         self._captures.tend()
+        self._code.tend()
         findings = [finding for pipeline in pipelines for finding in pipeline.findings()]
         counts = [count for line in lines if (count := line.count()) is not None]
         for count in counts:
