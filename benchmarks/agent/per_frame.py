@@ -1,23 +1,26 @@
 """CPU per inferred frame of the inference process beside a bare loop that sets, invokes and gets; both at a camera's pace, decode excluded.
 
-`python -m benchmarks.agent.per_frame ours|bare|fed SLOT FPS SECONDS [FD]` is one measured process. Ours is the production pipeline (capture
-thread, buffers, preprocessing, inference, postprocessing, the link to the control process) on frames that lie decoded in memory; the bare
-loop sleeps for the same pace, copies a prepared tensor in, invokes, and reads the outputs; a fed one makes the tensor of a fresh frame
-first, by our own preprocessing, which leaves the model cold caches. `measure` runs them turn by turn, and plays the
-control process, whose own CPU per prediction is told apart.
+`python -m benchmarks.agent.per_frame ours|bare|fed SLOT FPS [FD]` is one measured process; it runs for as many seconds as each line that it
+reads says, stands still between them, and answers each with what it used. Ours is the production pipeline (capture thread, buffers,
+preprocessing, inference, postprocessing, the link to the control process) on frames that lie decoded in memory; the bare loop sleeps for
+the same pace, copies a prepared tensor in, invokes, and reads the outputs; a fed one makes the tensor of a fresh frame first, by our own
+preprocessing, which leaves the model cold caches. `measure` has them run in turns of half a second, because the speed of a machine that
+others use too changes within seconds, and plays the control process, whose own CPU per prediction is told apart.
 """
 
+import contextlib
 import itertools
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -47,8 +50,8 @@ FRAME = (480, 640)
 FRAMES = 3
 #: Frames that are captured or inferred at a time when there is no pace: decoding may overlap inference.
 UNDER_WAY = 2
-#: Seconds before the measured ones, in the same process.
-WARM_S = 1.0
+#: Seconds of a turn, and of the first one, which is not counted.
+TURN_S, WARM_S = 0.5, 1.0
 BEAT_S = 0.5
 
 
@@ -63,9 +66,22 @@ class Pace:
         for _ in range(UNDER_WAY):
             self._free.put(None)
         self.paced = fps > 0
+        self._is_open = threading.Event()
+        self._is_open.set()
+
+    def stand_still(self) -> None:
+        """No frame is due until `go_on`."""
+        self._is_open.clear()
+
+    def go_on(self) -> None:
+        """Frames are due again, from now on."""
+        self._due_s = time.monotonic()
+        self._is_open.set()
 
     def wait(self) -> bool:
         """Until the next frame is due; returns whether it came to that within a second."""
+        if not self._is_open.is_set() and not self._is_open.wait(1.0):
+            return False
         if not self._period_s:
             try:
                 self._free.get(timeout=1.0)
@@ -139,9 +155,9 @@ class Used:
 
 
 @contextmanager
-def pipeline_on(slot: Path, *, fps: float, link: Link | None = None) -> Iterator[Pipeline]:
+def pipeline_on(slot: Path, *, fps: float, link: Link | None = None, pace: Pace | None = None) -> Iterator[Pipeline]:
     """The production pipeline on frames in memory, until the end of the block; what it says goes to the link, or nowhere."""
-    clock, pace = SystemClock(), Pace(fps)
+    clock, pace = SystemClock(), Pace(fps) if pace is None else pace
     line = Line("bench", marks=Marks(new_memory()), now=clock.monotonic)
     swap = line.activate(slot, RuntimeConfig())
     if not swap.ok:
@@ -176,16 +192,26 @@ def pipeline_on(slot: Path, *, fps: float, link: Link | None = None) -> Iterator
             sending.join()
 
 
-def run_ours(slot: Path, fps: float, seconds: float, link: Link) -> Used:
-    """The production pipeline for so long."""
-    with pipeline_on(slot, fps=fps, link=link) as pipeline:
-        time.sleep(WARM_S)
-        frames, cpu_s = pipeline.count().inferred, time.process_time()
-        time.sleep(seconds)
-        return Used(pipeline.count().inferred - frames, time.process_time() - cpu_s)
+@contextmanager
+def ours_on(slot: Path, fps: float, link: Link) -> Iterator[Callable[[float], Used]]:
+    """The production pipeline, for as many seconds as each call says."""
+    pace = Pace(fps)
+    pace.stand_still()
+    with pipeline_on(slot, fps=fps, link=link, pace=pace) as pipeline:
+
+        def run(seconds: float) -> Used:
+            frames, cpu_s = pipeline.count().inferred, time.process_time()
+            pace.go_on()
+            time.sleep(seconds)
+            pace.stand_still()
+            while pipeline.count().in_flight:
+                time.sleep(0.001)
+            return Used(pipeline.count().inferred - frames, time.process_time() - cpu_s)
+
+        yield run
 
 
-def run_bare(slot: Path, fps: float, seconds: float, *, is_fed: bool = False) -> Used:
+def bare_on(slot: Path, fps: float, *, is_fed: bool = False) -> Callable[[float], Used]:
     """Set, invoke, get at the same pace, on the same back end with the same options; `is_fed`: after preprocessing a fresh frame."""
     manifest = read_slot(slot)
     options = RuntimeConfig()
@@ -194,10 +220,20 @@ def run_bare(slot: Path, fps: float, seconds: float, *, is_fed: bool = False) ->
     if is_fed:
         call = _fed(call, Preprocessor(compile_plan(manifest)))
     pace = Pace(fps)
-    _bare_loop(call, pace, WARM_S)
-    cpu_s = time.process_time()
-    frames = _bare_loop(call, pace, seconds)
-    return Used(frames, time.process_time() - cpu_s)
+
+    def run(seconds: float) -> Used:
+        pace.go_on()
+        cpu_s = time.process_time()
+        return Used(_bare_loop(call, pace, seconds), time.process_time() - cpu_s)
+
+    return run
+
+
+def run_bare(slot: Path, fps: float, seconds: float) -> Used:
+    """The bare loop for so long, warmed up."""
+    run = bare_on(slot, fps)
+    run(WARM_S)
+    return run(seconds)
 
 
 def _bare_loop(call: Callable[[], object], pace: Pace, seconds: float) -> int:
@@ -242,76 +278,99 @@ def bare_call(backend: Any, model_file: str) -> Callable[[], object]:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Milliseconds of CPU per frame, turn by turn."""
+    """Milliseconds of CPU per frame, medians of turns."""
 
     ours_ms: float
     bare_ms: float
     fed_ms: float
-    #: Of the control process, per prediction: reading, checking, looking for events.
-    control_ms: float
+    #: Of the control process, per prediction: reading and checking.
+    control_ms: float = 0.0
+
+
+class Turns:
+    """One measured process that runs when it is told to."""
+
+    def __init__(self, mode: str, slot: Path, fps: float, *fds: int) -> None:
+        command = [sys.executable, "-m", "benchmarks.agent.per_frame", mode, str(slot), str(fps), *map(str, fds)]
+        environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, pass_fds=fds, env=environment
+        )
+
+    def run(self, seconds: float) -> Used:
+        """What it used in so many seconds. Raises: RuntimeError when it has ended."""
+        ask, answer = self._process.stdin, self._process.stdout
+        assert ask is not None and answer is not None  # noqa: PT018 - both are pipes
+        with contextlib.suppress(BrokenPipeError):
+            ask.write(f"{seconds}\n")
+        line = answer.readline()
+        if not line:
+            raise RuntimeError(f"{self._process.args!r} ended with status {self._process.wait()}.")
+        return Used(**json.loads(line))
+
+    def end(self) -> None:
+        """Let it end, and wait for that."""
+        self._process.communicate()
+
+
+class Ear:
+    """Reads what our process says, as the control process does, and counts what that costs."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self.predictions, self.cpu_s = 0, 0.0
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Wait until the other end has hung up."""
+        self._thread.join()
+        self._link.close()
+
+    def _read(self) -> None:
+        began_s = time.thread_time()
+        with contextlib.suppress(LinkClosedError):
+            while True:
+                self.predictions += isinstance(FROM_WORKER.validate_json(self._link.receive()), Prediction)
+        self.cpu_s = time.thread_time() - began_s
 
 
 def measure(slot: Path, *, fps: float, seconds: float, rounds: int) -> list[Round]:
-    """Both processes in turn, so many times."""
-    made = []
-    for number in range(rounds):
-        three = [_ours, _bare, _fed_bare] if number % 2 == 0 else [_fed_bare, _bare, _ours]
-        figures = {call.__name__: call(slot, fps, seconds) for call in three}
-        (ours, control_ms), (bare, _), (fed, _) = figures["_ours"], figures["_bare"], figures["_fed_bare"]
-        made.append(Round(ours.ms, bare.ms, fed.ms, control_ms))
-    return made
-
-
-def _ours(slot: Path, fps: float, seconds: float) -> tuple[Used, float]:
+    """The three processes in turns, each `seconds` of a round; a figure is the median of a round's turns."""
     here, there = socket.socketpair()
     with there:
-        process = _spawn("ours", slot, fps, seconds, there.fileno())
-    link, predictions = Link(here), 0
-    cpu_s = time.thread_time()
-    try:
-        while True:
-            for message in _messages(link.receive()):
-                predictions += isinstance(message, Prediction)
-    except LinkClosedError:
-        cpu_s = time.thread_time() - cpu_s
-    link.close()
-    return _result(process), cpu_s / max(1, predictions) * 1000.0
+        processes = [Turns("ours", slot, fps, there.fileno()), Turns("bare", slot, fps), Turns("fed", slot, fps)]
+    ear = Ear(Link(here))
+    for one in processes:
+        one.run(WARM_S)
+    made = []
+    for _ in range(rounds):
+        turns: list[list[float]] = [[], [], []]
+        for number in range(round(seconds / TURN_S)):
+            for index in (0, 1, 2) if number % 2 == 0 else (2, 1, 0):
+                turns[index].append(processes[index].run(TURN_S).ms)
+        made.append(Round(*map(statistics.median, turns)))
+    for one in processes:
+        one.end()
+    ear.close()
+    return [replace(one, control_ms=ear.cpu_s / max(1, ear.predictions) * 1000.0) for one in made]
 
 
-def _messages(data: bytes) -> list[object]:
-    return [FROM_WORKER.validate_json(data)]
-
-
-def _bare(slot: Path, fps: float, seconds: float) -> tuple[Used, float]:
-    return _result(_spawn("bare", slot, fps, seconds)), 0.0
-
-
-def _fed_bare(slot: Path, fps: float, seconds: float) -> tuple[Used, float]:
-    return _result(_spawn("fed", slot, fps, seconds)), 0.0
-
-
-def _spawn(mode: str, slot: Path, fps: float, seconds: float, *fds: int) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "benchmarks.agent.per_frame", mode, str(slot), str(fps), str(seconds), *map(str, fds)]
-    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=fds, env=environment)
-
-
-def _result(process: "subprocess.Popen[str]") -> Used:
-    out, _ = process.communicate()
-    if process.returncode != 0:
-        raise RuntimeError(f"{process.args!r} ended with status {process.returncode}.")
-    return Used(**json.loads(out.splitlines()[-1]))
+def _serve(run: Callable[[float], Used]) -> None:
+    for line in sys.stdin:
+        used = run(float(line))
+        print(json.dumps({"frames": used.frames, "cpu_s": used.cpu_s}), flush=True)
 
 
 def main(arguments: list[str]) -> int:
-    mode, slot, fps, seconds = arguments[0], Path(arguments[1]), float(arguments[2]), float(arguments[3])
+    mode, slot, fps = arguments[0], Path(arguments[1]), float(arguments[2])
     if mode in ("bare", "fed"):
-        used = run_bare(slot, fps, seconds, is_fed=mode == "fed")
+        _serve(bare_on(slot, fps, is_fed=mode == "fed"))
     else:
-        link = Link(socket.socket(fileno=int(arguments[4])))
-        used = run_ours(slot, fps, seconds, link)
+        link = Link(socket.socket(fileno=int(arguments[3])))
+        with ours_on(slot, fps, link) as run:
+            _serve(run)
         link.close()
-    print(json.dumps({"frames": used.frames, "cpu_s": used.cpu_s}))
     return 0
 
 
