@@ -18,8 +18,8 @@ class Output:
         self._size, self._runtime = tensor.size, runtime
         self.is_integer = tensor.dtype != "float32"
         self._scale, self._zero_point = np.float32(tensor.scale or 1.0), np.float32(tensor.zero_point or 0)
-        #: Both as Python's numbers: arithmetic with numpy's costs more than all the rest of one value.
-        self.scale, self._zero = float(self._scale), float(self._zero_point)
+        #: Both as Python's numbers, 1 and 0 for floats: arithmetic with numpy's costs more than all the rest of one value.
+        self.scale, self.zero = (float(self._scale), float(self._zero_point)) if self.is_integer else (1.0, 0.0)
 
     def raw(self, outputs: Mapping[str, Array]) -> Array:
         """The tensor as it is. Raises: InferFailed (bad_output) when it is missing or has another size."""
@@ -41,7 +41,7 @@ class Output:
 
     def real_one(self, raw: float) -> float:
         """One value of this tensor. Raises: InferFailed (not_finite)."""
-        value = (float(raw) - self._zero) * self.scale if self.is_integer else float(raw)
+        value = (float(raw) - self.zero) * self.scale
         if not math.isfinite(value):
             raise self.not_finite()
         return value

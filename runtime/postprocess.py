@@ -102,12 +102,11 @@ class Classifier:
         largest = max(raw)
         match self._post.activation:
             case Activation.NONE:
-                score = output.real_one(largest)
+                score = (largest - output.zero) * output.scale
             case Activation.SOFTMAX:
-                scale = output.scale if output.is_integer else 1.0
-                score = 1.0 / sum([math.exp((value - largest) * scale / temperature) for value in raw])
+                score = 1.0 / sum([math.exp((value - largest) * output.scale / temperature) for value in raw])
             case Activation.SIGMOID:
-                score = 0.5 * (math.tanh(output.real_one(largest) / (2.0 * temperature)) + 1.0)
+                score = 0.5 * (math.tanh((largest - output.zero) * output.scale / (2.0 * temperature)) + 1.0)
         return self._one(raw.index(largest), score)
 
     def _one(self, index: int, score: float) -> Classification:

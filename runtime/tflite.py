@@ -83,18 +83,20 @@ class _InterpreterBackend:
             self.infer(zeros)
 
     def infer(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        tensors, interpreter, indices = self._loaded(), self._interpreter, self._indices
+        tensors, interpreter, indices, outputs = self._tensors or self._loaded(), self._interpreter, self._indices, {}
         check_inputs(inputs, tensors)
         try:
             for tensor in tensors.inputs:
                 interpreter.set_tensor(indices[tensor.name], inputs[tensor.name])
             interpreter.invoke()
-            # copies that the runtime makes: into arrays of our own takes four times as long behind a model, for a view and numpy's code
-            return {name: interpreter.get_tensor(indices[name]) for name in self._outputs}
+            for name in self._outputs:
+                # copies that the runtime makes: into arrays of our own takes four times as long behind a model, for a view and numpy's code
+                outputs[name] = interpreter.get_tensor(indices[name])
         except (RuntimeError, ValueError) as error:
             raise InferFailed(
                 f"{self.name} failed: {in_one_line(error)}", backend=self.name, provider=self.effective_provider.effective
             ) from error
+        return outputs
 
     def close(self) -> None:
         self._interpreter, self._tensors, self._outputs = None, None, []

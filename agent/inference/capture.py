@@ -131,14 +131,13 @@ class Capture:
 
     def _serve(self, media_s: float, *, captured_s: float) -> None:
         """Offer the frame grabbed last to every pipeline; decode it when any of them takes it."""
-        at_ms = self._now_ms()
+        at_ms, taken = self._now_ms(), []
         feeds = self._feeds.begin()
         try:
-            taken = [
-                (feed, frame)
-                for feed in feeds
-                if (frame := feed.offer(self.session, self._frames, media_s, captured_s=captured_s, at_ms=at_ms)) is not None
-            ]
+            for feed in feeds:  # no comprehension: that is a call, once per frame
+                frame = feed.offer(self.session, self._frames, media_s, captured_s=captured_s, at_ms=at_ms)
+                if frame is not None:
+                    taken.append((feed, frame))
             if taken:
                 self._decode(taken, is_alone=len(feeds) == 1)
         finally:

@@ -80,7 +80,6 @@ class Line:
         #: Folder of the latest candidate and why it does not, in words; None when it does, or when there is none.
         self.lost_turns: tuple[str, str] | None = None
 
-    @property
     def has_model(self) -> bool:
         """Whether a model answers."""
         return self._current is not None

@@ -8,7 +8,7 @@ from agent.inference.motion import MotionGate
 from agent.inference.pacing import RateLimit
 from agent.inference.pictures import Picture
 from agent.inference.regions import Region
-from agent.sources.base import Array, Need
+from agent.sources.base import Need
 from agent.sources.states import DropReason
 
 
@@ -42,6 +42,8 @@ class Feed:
         self.is_inferring = False
         self.need = need
         self._limit = RateLimit(max_fps)
+        #: Not every frame is due.
+        self._is_limited = max_fps > 0
         self._has_model = has_model
         self._region = region
         self._gate = gate
@@ -53,6 +55,7 @@ class Feed:
     def ease(self, stride: int) -> None:
         """Let one of so many due frames through; any thread."""
         self._limit.stride = stride
+        self._is_limited = self._limit.is_limiting
 
     def want_one(self) -> None:
         """Let the next frame through whatever its pace and the motion gate say; any thread."""
@@ -60,12 +63,15 @@ class Feed:
 
     def offer(self, session: int, seq: int, media_s: float, *, captured_s: float, at_ms: int) -> Frame | None:
         """Count a grabbed frame; returns the buffer that waits for its pixels, None when it was dropped, for a reason that is counted."""
-        reason = self._why_not(media_s)
-        if reason is not None:
-            self.buffers.drop(session, reason)
+        is_limited = self._is_limited
+        if is_limited and not self._limit.is_due(media_s) and not self._is_forced:
+            self.buffers.drop(session, DropReason.RATE_LIMITED)
+            return None
+        if not self._has_model() and not self._is_forced:
+            self.buffers.drop(session, DropReason.MODEL_UNAVAILABLE)
             return None
         frame = self.buffers.fill(session, seq, captured_s=captured_s, at_ms=at_ms)
-        if frame is not None:
+        if is_limited and frame is not None:
             self._limit.take(media_s)
         return frame
 
@@ -91,18 +97,19 @@ class Feed:
         That is `in_place` and while nothing is being inferred or waits; else it is handed over, with the model's input made of it when
         `is_preparing`. `is_shared`: other pipelines see the same picture.
         """
-        data = _part(picture.data, self._region)
+        data = picture.data if self._region is None else self._region.of(picture.data)
         is_forced = self._is_forced
         if self._gate is not None and not self._gate.is_open(data, frame.captured_s) and not is_forced:
             self.buffers.finish(frame, DropReason.NO_MOTION)
             return False
         if is_forced:
             self._is_forced = False
-        picture.hold()
         frame.picture, frame.data = picture, data
         frame.inputs = picture.inputs_of(self._region) if is_shared or is_preparing else None
         if in_place and not self.is_inferring and self.buffers.claim(frame):
-            return True
+            return True  # the caller holds the picture meanwhile
+        picture.hold()
+        frame.is_holding = True
         if is_preparing and self._prepare is not None:
             began_s = self._now()
             self._prepare(frame)
@@ -113,13 +120,6 @@ class Feed:
     def fail(self, frame: Frame) -> None:
         """Give a buffer back whose frame could not be decoded."""
         self.buffers.finish(frame, DropReason.DECODE_ERROR)
-
-    def _why_not(self, media_s: float) -> DropReason | None:
-        if not self._limit.is_due(media_s) and not self._is_forced:
-            return DropReason.RATE_LIMITED
-        if not self._has_model() and not self._is_forced:
-            return DropReason.MODEL_UNAVAILABLE
-        return None
 
 
 class Feeds:
@@ -170,7 +170,3 @@ class Feeds:
         if len(needs) < 2:
             return needs[0] if needs else None
         return Need(max(need.width for need in needs), max(need.height for need in needs), all(need.is_either for need in needs))
-
-
-def _part(data: Array, region: Region | None) -> Array:
-    return data if region is None else region.of(data)

@@ -50,6 +50,8 @@ class Frame:
     at_ms: int = 0
     #: Whose memory `data` is; other pipelines may look at it too.
     picture: Picture | None = None
+    #: The picture is held for this frame; else the capture thread holds it as long as the frame is in use.
+    is_holding: bool = False
     #: Where models share what they make of it; None when one pipeline alone sees it.
     inputs: Inputs | None = None
 
@@ -83,7 +85,10 @@ class FrameBuffers:
     def __init__(self, *, max_age_s: float, now: Callable[[], float]) -> None:
         self._max_age_s = max_age_s
         self._now = now
-        self._frames = [Frame(data=np.empty(0, np.uint8)) for _ in range(BUFFERS)]
+        #: By state; a frame that is being filled is its filler's alone.
+        self._free = [Frame(data=np.empty(0, np.uint8)) for _ in range(BUFFERS)]
+        self._ready: Frame | None = None
+        self._in_use = 0
         self._lock = threading.Lock()
         self._condition = threading.Condition(self._lock)
         self._wanted = True
@@ -96,7 +101,7 @@ class FrameBuffers:
     def drop(self, session: int, reason: DropReason) -> None:
         """Count a grabbed frame that is dropped before a buffer was filled."""
         with self._lock:
-            tally = self._tally(session)
+            tally = self._open.get(session) or self._begun(session)
             tally.grabbed += 1
             tally.dropped[reason] += 1
 
@@ -106,46 +111,38 @@ class FrameBuffers:
         None when it was dropped: inference asked for none and the frame that waits is not old (`not_wanted`), or no buffer is free.
         """
         with self._lock:
-            tally, free, ready = self._tally(session), None, None
-            for frame in self._frames:
-                if frame.state is _FREE:
-                    free = frame
-                elif frame.state is _READY:
-                    ready = frame
+            tally, ready = self._open.get(session) or self._begun(session), self._ready
             tally.grabbed += 1
-            if not self._is_wanted(ready):
+            if not (self._wanted if ready is None else self._now() - ready.captured_s > self._max_age_s / 2):
                 tally.dropped[DropReason.NOT_WANTED] += 1
                 return None
-            if free is None:
+            if not self._free:
                 tally.dropped[DropReason.NO_BUFFER] += 1
                 return None
             tally.in_flight += 1
-            free.state, free.session, free.seq = _FILLING, session, seq
-            free.captured_s, free.at_ms = captured_s, at_ms
-            return free
+            frame = self._free.pop()
+            frame.state, frame.session, frame.seq = _FILLING, session, seq
+            frame.captured_s, frame.at_ms = captured_s, at_ms
+            return frame
 
     def publish(self, frame: Frame) -> None:
         """Make the filled frame the ready one; one that waited is counted as `superseded`."""
         with self._lock:
-            older = self._find(_READY)
-            if older is not None:
-                self._free(older, DropReason.SUPERSEDED)
+            if self._ready is not None:
+                self._settle(self._ready, DropReason.SUPERSEDED)
             if self._is_closed:
-                self._free(frame, DropReason.SHUTDOWN)
+                self._settle(frame, DropReason.SHUTDOWN)
                 return
-            frame.state = _READY
+            frame.state, self._ready = _READY, frame
             self._wanted = False
             self._condition.notify_all()
 
     def claim(self, frame: Frame) -> bool:
         """Use the filled frame at once; returns whether that was possible: nothing waits or is in use, it is not old, nothing is closed."""
         with self._lock:
-            if self._is_closed or self._now() - frame.captured_s > self._max_age_s:
+            if self._is_closed or self._ready is not None or self._in_use or self._now() - frame.captured_s > self._max_age_s:
                 return False
-            for other in self._frames:
-                if other.state is _READY or other.state is _IN_USE:
-                    return False
-            frame.state = _IN_USE
+            frame.state, self._in_use = _IN_USE, 1
             return True
 
     # --- inference ---
@@ -153,22 +150,23 @@ class FrameBuffers:
     def pick(self, timeout_s: float) -> Frame | None:
         """The ready frame, now in use; None when none came in time or the buffers were closed. One that is too old is dropped."""
         with self._condition:
-            if self._condition.wait_for(lambda: self._is_closed or self._find(_READY) is not None, timeout_s) is False:
+            if self._condition.wait_for(lambda: self._is_closed or self._ready is not None, timeout_s) is False:
                 return None
-            frame = self._find(_READY)
+            frame = self._ready
             if frame is None or self._is_closed:
                 return None
             self._wanted = True
             if self._now() - frame.captured_s > self._max_age_s:
-                self._free(frame, DropReason.STALE)
+                self._settle(frame, DropReason.STALE)
                 return None
-            frame.state = _IN_USE
+            frame.state, self._ready = _IN_USE, None
+            self._in_use += 1
             return frame
 
     def finish(self, frame: Frame, reason: DropReason | None = None) -> None:
         """Give back a frame that was being filled, picked or claimed: inferred, or dropped for the reason."""
         with self._lock:
-            self._free(frame, reason)
+            self._settle(frame, reason)
 
     # --- both ---
 
@@ -176,9 +174,8 @@ class FrameBuffers:
         """Take no more frames; the one that waits is counted as `shutdown`, `pick` returns at once."""
         with self._lock:
             self._is_closed = True
-            ready = self._find(_READY)
-            if ready is not None:
-                self._free(ready, DropReason.SHUTDOWN)
+            if self._ready is not None:
+                self._settle(self._ready, DropReason.SHUTDOWN)
             self._condition.notify_all()
 
     def total(self) -> Tally:
@@ -198,39 +195,28 @@ class FrameBuffers:
                 copies[session].add(tally)
             return copies
 
-    def _find(self, state: BufferState) -> Frame | None:
-        for frame in self._frames:  # no generator: this runs several times per frame
-            if frame.state is state:
-                return frame
-        return None
-
-    def _is_wanted(self, ready: Frame | None) -> bool:
-        """Whether one more frame is, while this one waits."""
-        return self._wanted if ready is None else self._now() - ready.captured_s > self._max_age_s / 2
-
-    def _tally(self, session: int) -> Tally:
-        """The counts of the session that is captured now."""
-        tally = self._open.get(session)
-        if tally is None:
-            self._fold_settled()
-            tally = self._open[session] = Tally()
+    def _begun(self, session: int) -> Tally:
+        """The counts of a session that begins; those of sessions without a frame in flight are added up."""
+        for number in [number for number, tally in self._open.items() if tally.in_flight == 0]:
+            self._total.add(self._open.pop(number))
+        tally = self._open[session] = Tally()
         return tally
 
-    def _free(self, frame: Frame, reason: DropReason | None) -> None:
-        self._settle(frame.session, reason)
-        frame.state = _FREE
-        if frame.picture is not None:
-            frame.picture.release()
-            frame.picture = frame.inputs = None
-
-    def _settle(self, session: int, reason: DropReason | None) -> None:
-        tally = self._open[session]
+    def _settle(self, frame: Frame, reason: DropReason | None) -> None:
+        """Count what became of a frame, whatever its state, and free its buffer."""
+        tally = self._open[frame.session]
         tally.in_flight -= 1
         if reason is None:
             tally.inferred += 1
         else:
             tally.dropped[reason] += 1
-
-    def _fold_settled(self) -> None:
-        for session in [number for number, tally in self._open.items() if tally.in_flight == 0]:
-            self._total.add(self._open.pop(session))
+        if frame.state is _IN_USE:
+            self._in_use -= 1
+        elif frame is self._ready:
+            self._ready = None
+        frame.state = _FREE
+        self._free.append(frame)
+        picture, frame.picture, frame.inputs = frame.picture, None, None
+        if frame.is_holding and picture is not None:
+            frame.is_holding = False
+            picture.release()

@@ -25,11 +25,13 @@ class Link:
 
     def send(self, *messages: bytes) -> None:
         """Write messages in their order, waiting while the other end is slow. Raises: LinkClosedError; ValueError when one is too long."""
+        parts = []
         for data in messages:
             if len(data) > MAX_MESSAGE_BYTES:
                 raise ValueError(f"a message of {len(data)} bytes; at most {MAX_MESSAGE_BYTES} are allowed")
+            parts += _LENGTH.pack(len(data)), data
         try:
-            self._socket.sendall(b"".join(part for data in messages for part in (_LENGTH.pack(len(data)), data)))
+            self._socket.sendall(b"".join(parts))
         except OSError as error:
             raise LinkClosedError(str(error)) from None
 

@@ -25,11 +25,14 @@ class Marks:
 
     def loading(self, index: int, candidate: str) -> None:
         """Write which back end is being loaded for the line; empty: none."""
-        self._write(index * _RECORD, candidate)
+        start = index * _RECORD
+        self._map[start : start + _HALF] = self._half_of(candidate)
 
     def inferring(self, index: int, candidate: str) -> None:
-        """Write which back end computes for the line; empty: none."""
-        self._write(index * _RECORD + _HALF, candidate)
+        """Write which back end computes for the line; empty: none. Twice per frame: no call more than it needs."""
+        half = self._halves.get(candidate) or self._half_of(candidate)
+        start = index * _RECORD + _HALF
+        self._map[start : start + _HALF] = half
 
     def read(self, index: int) -> tuple[str, str]:
         """(the back end that was being loaded, the one that was computing), each empty when there was none."""
@@ -42,11 +45,9 @@ class Marks:
         """Unmap."""
         self._map.close()
 
-    def _write(self, start: int, text: str) -> None:
-        half = self._halves.get(text)
-        if half is None:
-            half = self._halves[text] = text.encode()[:_HALF].ljust(_HALF, b"\0")
-        self._map[start : start + _HALF] = half
+    def _half_of(self, text: str) -> bytes:
+        half = self._halves[text] = text.encode()[:_HALF].ljust(_HALF, b"\0")
+        return half
 
 
 def new_memory() -> int:

@@ -99,7 +99,7 @@ class Sample:
         self._seen = 0
 
     def add(self, milliseconds: float) -> None:
-        """Offer one."""
+        """Offer one, to the microsecond."""
         self._seen += 1
         if len(self._values) < self._size:
             self._values.append(milliseconds)
@@ -109,7 +109,7 @@ class Sample:
     def take(self) -> tuple[float, ...]:
         """What was kept, and begin anew."""
         values, self._values, self._seen = self._values, [], 0
-        return tuple(round(value, 3) for value in values)
+        return tuple(values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,11 @@ class RateLimit:
         self.stride = 1
         self._left_out = 0
 
+    @property
+    def is_limiting(self) -> bool:
+        """Whether there are frames that are not due."""
+        return self._interval_s > 0 or self.stride > 1
+
     def is_due(self, media_s: float) -> bool:
         """Whether a frame of this media time may be taken; asked once per frame."""
         if media_s < self._seen_s:

@@ -62,7 +62,7 @@ class Pipeline:
         self._feed = Feed(
             self._buffers,
             max_fps=config.max_fps,
-            has_model=lambda: line.has_model,
+            has_model=line.has_model,
             need=self._need,
             region=self._region,
             gate=MotionGate(config.motion) if config.motion.min_area else None,
@@ -80,6 +80,8 @@ class Pipeline:
         self._sample_lock = threading.Lock()
         self._memory = Memory()
         self._tracker = Tracker(high_score=config.min_score) if config.track else None
+        #: Boxes are told as the model gives them.
+        self._is_whole = self._tracker is None and self._region is None
         self._errors = 0
         self._unsent = 0
         self._unsent_s = 0.0
@@ -174,8 +176,9 @@ class Pipeline:
                 self._feed.infer(frame)
 
     def _infer(self, frame: Frame) -> None:
-        offer = self._shadow.begin(self._name, frame.data)
-        glimpse = self._rows.begin(self.line.watched) if self._rows is not None else None
+        shadow, rows = self._shadow, self._rows
+        offer = shadow.begin(self._name, frame.data) if shadow.feed is not None else None
+        glimpse = rows.begin(self.line.watched) if rows is not None and rows.step_s is not None else None
         started_s = self._pace.monotonic()
         try:
             answer = self.line.infer(
@@ -206,7 +209,7 @@ class Pipeline:
             self._buffers.finish(frame, DropReason.MODEL_UNAVAILABLE)
             return
         ended_s = self._pace.monotonic()
-        lat_ms = _ms(ended_s - started_s)
+        lat_ms = int((ended_s - started_s) * 1e6 + 0.5) / 1000.0  # to the microsecond; `round` would cost ten times as much
         prediction = Prediction(
             pipeline=self._name,
             line=self.line.name,
@@ -216,9 +219,9 @@ class Pipeline:
             at_ms=frame.at_ms,
             top=answer.top,
             lat_ms=lat_ms,
-            age_ms=_ms(ended_s - frame.captured_s),
+            age_ms=int((ended_s - frame.captured_s) * 1e6 + 0.5) / 1000.0,
             task=answer.task,
-            boxes=self._followed(answer.boxes, frame),
+            boxes=answer.boxes if self._is_whole else self._followed(answer.boxes, frame),
             value=answer.value,
             unit=answer.unit,
             is_anomaly=answer.is_anomaly,
@@ -229,7 +232,8 @@ class Pipeline:
         if not self._on_prediction(prediction):
             self._unsent += 1
             self._unsent_s = self._pace.monotonic()
-        self._serve_previews(frame, prediction)
+        if self._previews.waiting:
+            self._previews.serve(frame, prediction)
         if offer is not None:
             offer.finish(prediction if self._region is None else replace(prediction, boxes=answer.boxes), frame.data)
         session = frame.session
@@ -238,7 +242,7 @@ class Pipeline:
             self._rows.finish(glimpse, session=session)
 
     def _serve_previews(self, frame: Frame, prediction: Prediction | None) -> None:
-        if len(self._previews):
+        if self._previews.waiting:
             self._previews.serve(frame, prediction)
 
     def _followed(self, boxes: tuple[Box, ...], frame: Frame) -> tuple[Box, ...]:
@@ -246,8 +250,3 @@ class Pipeline:
         if self._region is not None:
             boxes = self._region.boxes_in_frame(boxes)
         return boxes if self._tracker is None else self._tracker.update(boxes, session=frame.session, at_s=frame.captured_s)
-
-
-def _ms(seconds: float) -> float:
-    """Milliseconds to the microsecond; `round` would cost ten times as much."""
-    return int(seconds * 1e6 + 0.5) / 1000.0

@@ -20,20 +20,18 @@ class Previews:
 
     def __init__(self, send: Callable[[Answer], None]) -> None:
         self._send = send
-        self._waiting: deque[Snapshot] = deque(maxlen=MAX_WAITING)
+        #: Requests that wait for a frame.
+        self.waiting: deque[Snapshot] = deque(maxlen=MAX_WAITING)
 
     def ask(self, request: Snapshot) -> None:
         """Answer it with the next frame; any thread."""
-        self._waiting.append(request)
-
-    def __len__(self) -> int:
-        return len(self._waiting)
+        self.waiting.append(request)
 
     def serve(self, frame: Frame, prediction: Prediction | None) -> None:
         """Take the frame's pixels and answer all who wait, in a thread of its own: inference goes on meanwhile."""
         requests = []
-        while self._waiting:
-            requests.append(self._waiting.popleft())
+        while self.waiting:
+            requests.append(self.waiting.popleft())
         pixels = (frame.picture.data if frame.picture is not None else frame.data).copy()
         threading.Thread(target=self._answer, args=(requests, pixels, frame.at_ms, prediction), name="preview", daemon=True).start()
 

@@ -133,7 +133,7 @@ class RowSampler:
         self._pipeline, self._line, self._clock, self._budget, self._send, self._src = pipeline, line, clock, budget, send, src
         self._chance = chance or random.Random()  # noqa: S311 - seeded by the system, anew in each process; guards nothing
         #: Seconds between two rows, 0: as the profile says; None: there are none. Set by another thread.
-        self._step_s: float | None = None
+        self.step_s: float | None = None
         self._instants: Instants | None = None
         self._glimpse = Glimpse()
         self._watched: Watched | None = None
@@ -145,11 +145,11 @@ class RowSampler:
 
     def watch(self, step_s: float | None) -> None:
         """Make a row each so many seconds of the agent's clock, 0: as the model's profile says; None: make none."""
-        self._step_s = step_s
+        self.step_s = step_s
 
     def begin(self, watched: "Watched | None") -> Glimpse | None:
         """Where the next inference leaves copies; None when its frame is not to be a row, or nothing is watched of the model."""
-        wished_s = self._step_s
+        wished_s = self.step_s
         if watched is None or wished_s is None:
             return None
         step_s, now_s = wished_s or float(watched.grid.step_s), self._clock.monotonic()

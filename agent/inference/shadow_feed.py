@@ -141,22 +141,22 @@ class ShadowPort:
     """Where the pipelines of the inference process offer frames; whether a shadow runs or not."""
 
     def __init__(self) -> None:
-        #: Read by pipelines without a lock; replaced as a whole.
-        self._feed: Feed | None = None
+        #: The shadow that runs; read by pipelines without a lock, replaced as a whole.
+        self.feed: Feed | None = None
 
     def begin(self, pipeline: str, data: Array) -> Offer | None:
         """An offer for the pipeline's next frame, as captured, or window of readings; None when no shadow wants it now."""
-        feed = self._feed
+        feed = self.feed
         if feed is None or (plan := feed.plan_of(pipeline)) is None or not feed.claim(pipeline):
             return None
         return Offer(feed, pipeline, plan, (data.shape[0], data.shape[1]) if data.dtype == np.uint8 else None)
 
     def open(self, sock: socket.socket, memory: int, plans: Mapping[str, str]) -> None:
         """Feed this shadow from now on; one fed before is hung up on."""
-        before, self._feed = self._feed, Feed(sock, memory, plans, on_end=self._ended)
+        before, self.feed = self.feed, Feed(sock, memory, plans, on_end=self._ended)
         if before is not None:
             before.close()
 
     def _ended(self, feed: Feed) -> None:
-        if self._feed is feed:
-            self._feed = None
+        if self.feed is feed:
+            self.feed = None

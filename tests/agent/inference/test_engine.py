@@ -50,7 +50,7 @@ def answer(line: Line, frame: Array = DARK_GREEN) -> tuple[str, str]:
 
 
 def test_without_a_model_there_is_no_answer(line: Line):
-    assert not line.has_model
+    assert not line.has_model()
     assert line.infer(DARK_GREEN) is None
     assert line.count() is None
 

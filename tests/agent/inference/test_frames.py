@@ -217,7 +217,7 @@ class Accounting(RuleBasedStateMachine):
         assert all(tally.is_balanced for tally in self.buffers.sessions().values())
 
     def _ready(self) -> list[Frame]:
-        return [frame for frame in self.buffers._frames if frame.state == "ready"]
+        return [] if self.buffers._ready is None else [self.buffers._ready]
 
 
 TestAccounting = Accounting.TestCase

@@ -34,7 +34,7 @@ class Shadow:
 
     def free(self) -> None:
         """Give the buffer back, and wait until that was heard."""
-        feed = self.port._feed
+        feed = self.port.feed
         assert feed is not None
         self.sock.send(FREE)
         wait_until(lambda: feed._is_free, what="the buffer to be free")
@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_counted_and_the_buffer_is_free_again(shadow, monke
 def test_a_shadow_that_is_gone_is_offered_nothing(shadow):
     shadow.free()
     shadow.sock.close()
-    wait_until(lambda: shadow.port._feed is None, what="the end of the feed")
+    wait_until(lambda: shadow.port.feed is None, what="the end of the feed")
     assert shadow.port.begin("door", FRAME) is None
 
 
