@@ -10,13 +10,13 @@ epoch. An epoch is born with the file, and again when the file turns out to be a
 import secrets
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from agent.database.file import Database, device_error, looking_at
-from agent.database.outbox import SKETCH, Draft, Outbox, OutboxCounts, OutboxRow, SketchDraft, read_counts
+from agent.database.outbox import ALL_SKETCHES, SKETCH, Draft, Outbox, OutboxCounts, OutboxRow, SketchDraft, read_counts
 from agent.database.shedding import Merge, MergeSketches, Shedding
 from protocol.clock import Clock, to_unix_ms
 from protocol.errors import DeviceError
@@ -43,6 +43,7 @@ class Store:
         self._budget_bytes = int(budget_mb * 1024 * 1024)
         self._handed: set[int] = set()
         self._lost_unstored = 0
+        self._is_closed = False
         #: Whether the device trusts its own time; stamped into every envelope.
         self.clock_state = ClockState.OK
         #: Called after rows were added, from the thread that added them.
@@ -70,7 +71,12 @@ class Store:
 
     def close(self) -> None:
         """Write everything into the main file and let go of it; idempotent."""
-        self._file.close()
+        with self._lock:
+            if not self._is_closed:
+                self._is_closed = True
+                with suppress(DeviceError):  # then some rows are sent once more
+                    self._write_settled()
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +94,7 @@ class Store:
         """Store the rows in one synced transaction and return their `seq`s. Raises: as `add`; then none is stored."""
         try:
             with self._transaction():
+                self._outbox.write_settled()
                 seqs = [self._outbox.insert(draft) for draft in drafts]
         except DeviceError:
             self._lost_unstored += len(drafts)
@@ -129,12 +136,8 @@ class Store:
 
     def next_batch(self, limit: int, *, skip: Collection[int] = (), without: Collection[str] = ()) -> list[OutboxRow]:
         """At most `limit` rows that wait for the broker, in the order to send them, without the ids in `skip` and the streams `without`."""
-        statement = (
-            "SELECT id, stream, levels, seq, class, body, epoch FROM outbox WHERE published = 0 "
-            f"AND stream NOT IN ({_marks(without)}) ORDER BY priority, id LIMIT ?"
-        )
         with self._file.reading():
-            found = self._connection.execute(statement, (*without, limit + len(skip))).fetchall()
+            found = self._outbox.waiting(limit + len(skip), without=without)
             chosen = [row for row in found if row[0] not in skip][:limit]
             chosen = self._without_unmarked(chosen)
             floors = {key: self._outbox.floor(*key) for key in {(row[6], row[1]) for row in chosen if row[1] != SKETCH}}
@@ -165,34 +168,34 @@ class Store:
 
     def mark_sent(self, *row_ids: int) -> None:
         """The broker has the rows: those of class `sent` go, the others wait for the server or for the next connect."""
-        with self._transaction(durable=False):
-            for row_id in row_ids:
-                self._outbox.delete("id = ? AND class = 'sent'", (row_id,))
-                self._connection.execute("UPDATE outbox SET published = 1 WHERE id = ?", (row_id,))
-        self._handed.difference_update(row_ids)
+        with self._file.reading():
+            self._outbox.settle_sent(row_ids)
+            self._handed.difference_update(row_ids)
+            self._write_many_settled()
 
     def apply_ack(self, ack: Ack) -> int:
         """Let go of every row that the server committed; returns how many. An ack of another epoch finds none."""
-        with self._transaction():
-            removed = 0
+        removed = 0
+        with self._file.reading():
             for stream, acked in ack.streams.items():
                 for low, high in [(0, acked.upto), *acked.ranges]:
                     where = "epoch = ? AND stream = ? AND seq BETWEEN ? AND ? AND class <> 'state'"
-                    removed += self._outbox.delete(where + " AND stream <> 'sketch'", (ack.epoch, stream, low, high))
+                    removed += self._outbox.settle_acked(where + " AND stream <> 'sketch'", (ack.epoch, stream, low, high))
             for pipeline, window, src, rev in ack.sketch:
-                removed += self._outbox.delete("stream = 'sketch' AND levels = ? AND key = ?", (f"{pipeline}/{window}", f"{src}/{rev}"))
-            return removed
+                where = f"{ALL_SKETCHES} AND levels = ? AND key = ?"
+                removed += self._outbox.settle_acked(where, (f"{pipeline}/{window}", f"{src}/{rev}"))
+            self._write_many_settled()
+        return removed
 
     def requeue_stored(self) -> int:
         """Send again every row that the server has not acknowledged; returns how many."""
         with self._transaction(durable=False):
-            statement = "UPDATE outbox SET published = 0 WHERE published = 1 AND class = 'stored'"
-            return self._connection.execute(statement).rowcount
+            return self._outbox.requeue(MessageClass.STORED)
 
     def republish_states(self) -> None:
         """Send the newest row of every state topic again: after each connect."""
         with self._transaction(durable=False):
-            self._connection.execute("UPDATE outbox SET published = 0 WHERE class = 'state'")
+            self._outbox.requeue(MessageClass.STATE)
 
     def floor(self, stream: str) -> int:
         """The smallest `seq` of the stream still in the outbox; the next one when there is none."""
@@ -202,7 +205,7 @@ class Store:
     def counts(self) -> OutboxCounts:
         """How full the outbox is."""
         with self._file.reading():
-            counts = read_counts(self._connection)
+            counts = self._outbox.counts()
         unstored = {"unstored": self._lost_unstored} if self._lost_unstored else {}
         return replace(counts, dropped=counts.dropped | unstored)
 
@@ -250,9 +253,18 @@ class Store:
                 self._outbox.used_bytes = before
                 raise
 
+    def _write_many_settled(self) -> None:
+        if self._outbox.has_many_settled():
+            self._write_settled()
+
+    def _write_settled(self) -> None:
+        with self._transaction(durable=False):
+            self._outbox.write_settled()
+
     def _make_room(self) -> None:
         if self._outbox.used_bytes > self._budget_bytes:
             with self._transaction():
+                self._outbox.write_settled()
                 shedding = Shedding(self._outbox, self._handed, self._merge, self.merge_sketches)
                 shedding.down_to(int(self._budget_bytes * SHED_TO))
 

@@ -14,12 +14,15 @@ from protocol.errors import DeviceError
 
 #: Migrations there are (`agent/database/schema.py`); `PRAGMA user_version` counts those applied, so that a file that is up to date
 #: loads neither them nor their library.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _BUSY_TIMEOUT_S = 10.0
 _SQLITE_FULL = 13
 #: The first bytes of an SQLite file, and where among them PRAGMA user_version lies (fileformat2.html, 1.3).
 _HEADER_BYTES, _USER_VERSION = 100, slice(60, 64)
 _PREPARE_TIMEOUT_S = 60.0
+#: Twice what the write-ahead log comes to between two checkpoints of 1000 pages. One that is cut back has to grow again, and a commit that
+#: makes a file longer costs the file system's own journal as many blocks as the rows take; one that keeps its length is written over.
+_WAL_BYTES = 8 << 20
 
 
 class Database:
@@ -135,7 +138,8 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA journal_size_limit = 1048576")
+        connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+        connection.execute("PRAGMA temp_store = MEMORY")
         _check_pages(connection)
         if connection.execute("PRAGMA user_version").fetchone()[0] < SCHEMA_VERSION:
             _migrate(connection)

@@ -86,5 +86,10 @@ def m0003_states_of_checks(db: Any) -> None:
     )
 
 
+def m0004_fewer_pages_per_row(db: Any) -> None:
+    """An index less on the outbox: it was read where room is made, and written with every row that came and went."""
+    db.execute("DROP INDEX IF EXISTS idx_outbox_stream_id")
+
+
 #: In order. The file remembers those applied by the names of these functions; `agent.database.file.SCHEMA_VERSION` counts them.
-MIGRATIONS = (m0001_outbox_journal_twin, m0002_drift, m0003_states_of_checks)
+MIGRATIONS = (m0001_outbox_journal_twin, m0002_drift, m0003_states_of_checks, m0004_fewer_pages_per_row)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.database.outbox import Draft, Outbox, SketchDraft
+from agent.database.outbox import ALL_SKETCHES, Draft, Outbox, SketchDraft
 
 #: Telemetry windows are merged this many at a time and never beyond this length, in seconds: an hour still shows a bad night.
 MERGE_WINDOWS = 4
@@ -47,7 +47,7 @@ class Shedding:
         """Merge the oldest run of fine windows that was never sent, per level; returns whether any row went away."""
         if self.merge is None:
             return False
-        statement = "SELECT id, levels, body FROM outbox WHERE stream = 'tel' AND published = 0 AND epoch = ? ORDER BY id LIMIT 4096"
+        statement = "SELECT id, levels, body FROM outbox WHERE stream = 'tel' AND published = 0 AND epoch = ? ORDER BY seq LIMIT 4096"
         runs: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
         merged = False
         for row_id, levels, text in self.outbox.connection.execute(statement, (self.outbox.epoch,)).fetchall():
@@ -76,7 +76,7 @@ class Shedding:
         """Let one sketch stand for several that were never handed out; returns whether any row went away."""
         if self.merge_sketches is None:
             return False
-        statement = "SELECT id, body FROM outbox WHERE stream = 'sketch' AND handed = 0 ORDER BY id"
+        statement = f"SELECT id, body FROM outbox WHERE {ALL_SKETCHES} AND handed = 0 ORDER BY id"  # noqa: S608 - a constant
         found = self.outbox.connection.execute(statement).fetchall()
         merged = self.merge_sketches([body for _, body in found])
         if merged is None:

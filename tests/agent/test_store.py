@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from waiting import wait_until
 
 from agent.database.file import SCHEMA_VERSION, prepare_in_child
-from agent.database.outbox import Draft
+from agent.database.outbox import MAX_SETTLED, Draft, SketchDraft
 from agent.database.schema import MIGRATIONS
 from agent.store import Store
 from protocol.clock import Clock, SystemClock
@@ -267,6 +268,168 @@ def test_many_threads_may_add_at_once(tmp_path):
         for thread in threads:
             thread.join()
         assert [body["seq"] for body in payloads(store)] == list(range(100))
+
+
+# --- what it costs the flash ---
+
+
+def logged_pages(folder: Path, store: Store) -> int:
+    """Pages in the write-ahead log (fileformat2.html, 4.1): all that were written since nothing moves them into the main file."""
+    with store.looking() as connection:
+        page_bytes = connection.execute("PRAGMA page_size").fetchone()[0]
+    return ((folder / "outbox.db-wal").stat().st_size - 32) // (24 + page_bytes)
+
+
+def keep_log(store: Store) -> None:
+    with store.looking() as connection:
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+
+
+def rows_in_file(folder: Path) -> int:
+    with closing(sqlite3.connect(folder / "outbox.db")) as other:
+        return int(other.execute("SELECT count(*) FROM outbox").fetchone()[0])
+
+
+def telemetry_window() -> list[Draft]:
+    perf = {"pipeline": "front", "window_s": 10.0, "frames": 50, "fps": 5.0, "lat_ms_p50": 18.2, "backend": "onnx:cpu", "text": "x" * 150}
+    return [*(Draft("tel", ("perf",), perf) for _ in range(2)), Draft("tel", ("sys",), {"window_s": 10.0, "text": "x" * 200})]
+
+
+def answer_each(store: Store) -> None:
+    for row in store.next_batch(100):
+        store.mark_sent(row.id)
+
+
+def test_a_window_of_telemetry_costs_five_pages_with_all_its_answers(tmp_path):
+    with open_store(tmp_path) as store:
+        for stream in ("info", "reported", "model", "drift", "status"):
+            store.add(stream, (), {"text": "x" * 900})
+        answer_each(store)
+        keep_log(store)
+        before, windows = logged_pages(tmp_path, store), 100
+        for _ in range(windows):
+            store.add_all(telemetry_window())
+            answer_each(store)
+        assert logged_pages(tmp_path, store) - before <= 5 * windows
+
+
+def test_an_event_costs_five_pages_with_all_its_answers(tmp_path):
+    with open_store(tmp_path) as store:
+        keep_log(store)
+        store.add("event", (), {"type": "first"})
+        before, events = logged_pages(tmp_path, store), 100
+        for _ in range(events):
+            seq = store.add("event", (), {"type": "x" * 400})
+            answer_each(store)
+            store.apply_ack(Ack(epoch=store.epoch, streams={"event": AckStream(upto=seq)}))
+        assert logged_pages(tmp_path, store) - before <= 5 * events
+        assert store.counts().rows == 0
+
+
+def test_an_answer_counts_at_once_and_is_written_with_the_next_rows(tmp_path):
+    with open_store(tmp_path) as store:
+        store.add_all([Draft("tel", ("sys",), {}), Draft("event", (), {}), Draft("event", (), {})])
+        keep_log(store)
+        before = logged_pages(tmp_path, store)
+        answer_each(store)
+        assert (store.counts().by_stream, store.counts().unacknowledged) == ({"event": 2}, 2)
+        assert store.floor("tel") == 1
+        assert store.apply_ack(Ack(epoch=store.epoch, streams={"event": AckStream(upto=0)})) == 1
+        assert store.apply_ack(Ack(epoch=store.epoch, streams={"event": AckStream(upto=0)})) == 0
+        assert (store.counts().by_stream, store.counts().unacknowledged, store.floor("event")) == ({"event": 1}, 1, 1)
+        assert store.next_batch(10) == []
+        assert logged_pages(tmp_path, store) == before
+        assert rows_in_file(tmp_path) == 3
+        store.add("tel", ("sys",), {})
+        assert rows_in_file(tmp_path) == 2
+        assert (store.counts().by_stream, store.counts().unacknowledged) == ({"event": 1, "tel": 1}, 1)
+        assert store.requeue_stored() == 1
+        assert [row.stream for row in store.next_batch(10)] == ["event", "tel"]
+
+
+def test_a_row_that_the_broker_has_is_sent_again_when_asked_for_before_that_was_written(tmp_path):
+    with open_store(tmp_path) as store:
+        store.add_all([Draft("event", (), {}), Draft("info", (), {}), Draft("tel", ("sys",), {})])
+        answer_each(store)
+        store.republish_states()
+        assert [row.stream for row in store.next_batch(10)] == ["info"]
+        assert store.requeue_stored() == 1
+        assert [row.stream for row in store.next_batch(10)] == ["info", "event"]
+
+
+def test_many_answers_do_not_wait_for_the_next_rows(tmp_path):
+    with open_store(tmp_path) as store:
+        store.add_all([Draft("tel", ("sys",), {}) for _ in range(100)])
+        answer_each(store)
+        assert rows_in_file(tmp_path) <= MAX_SETTLED
+        assert store.counts().rows == 0
+
+
+def test_after_an_orderly_end_nothing_that_was_answered_is_sent_again(tmp_path):
+    store = open_store(tmp_path)
+    store.add_all([Draft("tel", ("sys",), {}), Draft("event", (), {})])
+    answer_each(store)
+    store.apply_ack(Ack(epoch=store.epoch, streams={"event": AckStream(upto=0)}))
+    store.close()
+    store.close()
+    assert rows_in_file(tmp_path) == 0
+
+
+def test_after_a_power_cut_what_was_answered_and_not_written_is_sent_once_more(tmp_path):
+    with open_store(tmp_path) as store:
+        store.add_all([Draft("tel", ("sys",), {}), Draft("event", (), {})])
+        answer_each(store)
+        store.apply_ack(Ack(epoch=store.epoch, streams={"event": AckStream(upto=0)}))
+        with open_store(tmp_path) as again:  # as the file is when the power fails now
+            assert again.epoch == store.epoch
+            assert [(row.stream, row.seq) for row in again.next_batch(10)] == [("event", 0), ("tel", 0)]
+            assert again.counts().rows == 2
+
+
+def test_answers_outlive_rows_that_found_no_room(tmp_path):
+    with open_store(tmp_path) as store:
+        store.add("event", (), {"type": "x" * 200})
+        answer_each(store)
+        with pytest.raises(InvalidError):
+            store.add_all([Draft("tel", ("sys",), {}), Draft("event", (), {"type": "y" * 300_000})])
+        assert (store.counts().unacknowledged, store.next_batch(10)) == (1, [])
+        store.apply_ack(Ack(epoch=store.epoch, streams={"event": AckStream(upto=0)}))
+        with pytest.raises(InvalidError):
+            store.add("event", (), {"type": "y" * 300_000})
+        assert (store.counts().rows, store.next_batch(10)) == (0, [])
+
+
+def test_room_is_first_made_of_what_was_answered(tmp_path):
+    with open_store(tmp_path, budget_mb=0.25) as store:
+        store.add_all([Draft("tel", ("sys",), {"text": "x" * 8000}) for _ in range(MAX_SETTLED - 2)])
+        answer_each(store)
+        with store.writing() as writing:
+            writing.add_sketch(SketchDraft("front", "1-6", 0, lambda _: b"x" * 60_000))
+        assert store.counts().by_stream == {"sketch": 1}
+        assert store.counts().dropped == {}
+
+
+def test_the_log_keeps_its_length_and_is_written_over(tmp_path):
+    with open_store(tmp_path) as store:
+        log, sizes = tmp_path / "outbox.db-wal", []
+        for _ in range(80):  # 50 pages each; after 1000 they are moved into the main file
+            store.add("info", (), {"text": "x" * 200_000})
+            sizes.append(log.stat().st_size)
+        assert sizes == sorted(sizes)
+        assert sizes[-1] == sizes[40]
+
+
+def test_the_id_of_a_row_is_never_given_again_also_after_a_restart(tmp_path):
+    given: list[int] = []
+    for _ in range(3):
+        with open_store(tmp_path) as store:
+            for _ in range(2):
+                store.add("tel", ("sys",), {})
+                given += [row.id for row in store.next_batch(10)]
+                answer_each(store)
+            with pytest.raises(InvalidError):
+                store.add("event", (), {"type": "y" * 300_000})
+    assert given == sorted(set(given))
 
 
 def test_the_version_of_the_file_counts_its_migrations():
