@@ -11,13 +11,13 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from agent.code_pages import CodePages
 from agent.conditions import KINDS
 from agent.config import AgentConfig
 from agent.control import Command, ControlServer
 from agent.events.bodies import prediction_body
 from agent.importing import Importer, ImportState, sole_use
 from agent.inference.messages import Prediction
+from agent.leftovers import Leftovers
 from agent.notify import Notifier
 from agent.telling import Telling
 from agent.wiring import Joined, Parts
@@ -46,7 +46,7 @@ class Service:
         self._stop, self._ticks = threading.Event(), 0
         self._notifier, self._threads = Notifier(), Threads(self._stop)
         self.parts = Parts(config, clock=clock, version=version, probe=probe, stop=self._stop)
-        self._code = CodePages(SystemClock().monotonic)
+        self._leftovers = Leftovers(SystemClock().monotonic)
         #: Held while what is in force becomes another: the status is asked for by other threads.
         self._configuring = threading.RLock()
         self._telling = Telling(self.parts, self._configuring)
@@ -165,7 +165,7 @@ class Service:
         self._watch()
         parts.keep(self._telling.tick())
         self._notifier.alive(self._telling.in_words())
-        self._code.tend()
+        self._leftovers.tend()
 
     def _apply_desired(self) -> None:
         """Bring the parts in line with what is in force from now on."""

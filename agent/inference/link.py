@@ -25,7 +25,7 @@ class Link:
 
     def send(self, *messages: bytes) -> None:
         """Write messages in their order, waiting while the other end is slow. Raises: LinkClosedError; ValueError when one is too long."""
-        parts = []
+        parts: list[bytes] = []
         for data in messages:
             if len(data) > MAX_MESSAGE_BYTES:
                 raise ValueError(f"a message of {len(data)} bytes; at most {MAX_MESSAGE_BYTES} are allowed")

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from agent.code_pages import CodePages
 from agent.inference.link import Link, LinkClosedError
 from agent.inference.marks import Marks
 from agent.inference.memory import Memory
@@ -41,6 +40,7 @@ from agent.inference.shadow_messages import (
 )
 from agent.inference.shadow_pairs import PairTally
 from agent.inference.shadow_reports import OFFERED, SAID, Compared, Said, ShadowBeat, ShadowFault, ShadowReady
+from agent.leftovers import Leftovers, keep_what_repeats
 from agent.orders import RuntimeOrder
 from agent.sources.base import Array
 from protocol.clock import SystemClock, from_environment
@@ -85,7 +85,7 @@ class Shadow:
         self._samplers: dict[str, RowSampler] = {}
         self._rows: list[Sampled] = []
         self._row_budget = RowBudget()
-        self._code = CodePages(self._monotonic)
+        self._leftovers = Leftovers(self._monotonic)
         self._told_s = self._paid_s = 0.0
 
     def load(self) -> None:
@@ -95,7 +95,7 @@ class Shadow:
                 self._models[candidate.line] = self._load(candidate)
             except MooringError as error:
                 self._say(ShadowFault(candidate.line, error.code, str(error)[:2000]))
-        self._code.changed()
+        self._leftovers.changed()
         self._say(ShadowReady(os.getpid()))
 
     def run(self) -> int:
@@ -212,7 +212,7 @@ class Shadow:
         self._pairs.clear()
         rows, self._rows = tuple(self._rows), []
         self._say(ShadowBeat(compared, _rss_mb(), rows))
-        self._code.tend()
+        self._leftovers.tend()
 
     def _say(self, message: Said) -> None:
         self._link.send(SAID.dump_json(message))
@@ -246,6 +246,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _prepare_process(*, is_idle: bool) -> None:
+    keep_what_repeats()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the control process says when to stop

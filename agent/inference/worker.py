@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
-from agent.code_pages import CodePages
 from agent.inference.captures import Captures
 from agent.inference.engine import Line, Swap
 from agent.inference.link import Link, LinkClosedError
@@ -50,6 +49,7 @@ from agent.inference.rows import RowBudget, RowSampler
 from agent.inference.shadow_feed import ShadowPort
 from agent.inference.shadow_messages import MAX_NOTE_BYTES, read_brief
 from agent.inference.writing import read_order, write
+from agent.leftovers import Leftovers, keep_what_repeats
 from agent.orders import PipelineOrder, RuntimeOrder
 from protocol.clock import Clock, SystemClock, from_environment
 from protocol.errors import MooringError
@@ -179,7 +179,7 @@ class Worker:
         self._stride = 1
         self._captures = Captures(clock=clock, next_session=self._next_session)
         self._shadow = ShadowPort()
-        self._code = CodePages(self._monotonic)
+        self._leftovers = Leftovers(self._monotonic)
         #: Lines in which a candidate takes turns.
         self._turning: set[str] = set()
         self._statm = Path("/proc/self/statm").open("rb", buffering=0)  # noqa: SIM115 - kept open: read twice a second
@@ -320,7 +320,7 @@ class Worker:
             return line
 
     def _next_session(self) -> int:
-        self._code.changed()  # a source is being opened
+        self._leftovers.changed()  # a source is being opened
         with self._session_lock:
             return next(self._sessions)
 
@@ -335,7 +335,7 @@ class Worker:
         while True:
             request, swap = queue.get()
             result = swap()
-            self._code.changed()
+            self._leftovers.changed()
             if request != NO_REQUEST:
                 self.sender.answer(Answer(request, result.ok, result.code, result.text[:4000], result.provider))
 
@@ -343,7 +343,7 @@ class Worker:
         with self._lock:
             pipelines, lines = list(self._pipelines.values()), list(self._lines.values())
         self._captures.tend()
-        self._code.tend()
+        self._leftovers.tend()
         findings = [finding for pipeline in pipelines for finding in pipeline.findings()]
         counts = [count for line in lines if (count := line.count()) is not None]
         for count in counts:
@@ -391,6 +391,7 @@ def _send(sender: Sender) -> None:
 
 
 def _prepare_process() -> None:
+    keep_what_repeats()
     faulthandler.enable()  # of all threads: the supervisor sends SIGABRT to a hung process
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # for people who want to know what it does
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the control process says when to stop

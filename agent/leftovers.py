@@ -1,8 +1,8 @@
-"""Memory of code that only the start needed, given back to the kernel.
+"""Memory that only the start needed, given back to the kernel (ADR 0063).
 
 Importing OpenCV, FFmpeg and a runtime, relocating them and opening a camera touch tens of MiB of library files that inference never looks
 at again. Such pages are clean copies of files: unmapped, they cost nothing, stay in the page cache while nobody else wants the space, and
-are mapped again when they are touched (ADR 0063).
+are mapped again when they are touched. And building a session leaves free memory of malloc's between what is in use.
 """
 
 import ctypes
@@ -20,6 +20,8 @@ SETTLE_S = 3.0
 PERIOD_S = 3600.0
 #: `MADV_DONTNEED` of madvise(2), the same number on every architecture of Linux but alpha.
 _DONTNEED = 4
+#: Bytes of a chunk that malloc is shown once: it keeps twice that at the end of each of its heaps.
+_SHOWN_BYTES = 16 << 20
 _HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (r-[-x]p) \S+ \S+ \S+ +(/.*)")
 _LIBRARY = re.compile(r"\.so(\.|$)")
 
@@ -53,8 +55,8 @@ def clean_mappings(smaps: Iterable[str]) -> Iterator[Mapping]:
             yield Mapping(start, int(head[2], 16) - start, head[4].rstrip("\n"), resident)
 
 
-class CodePages:
-    """Gives back code some seconds after each change, and each hour. Calls may come from any thread, `tend` from one at a time."""
+class Leftovers:
+    """Gives back what a start left, seconds after each change and each hour; any thread may say `changed`, one calls `tend`."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
@@ -63,6 +65,8 @@ class CodePages:
         self._pinned: dict[str, ctypes.CDLL | None] = {}
         self._library = ctypes.CDLL(None)
         self._library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        #: Of glibc; other libraries have none.
+        self._trim: Callable[[int], int] | None = getattr(self._library, "malloc_trim", None)
 
     def changed(self) -> None:
         """Something is being loaded or opened."""
@@ -75,7 +79,12 @@ class CodePages:
             self.give_back()
 
     def give_back(self) -> int:
-        """Unmap the clean pages of the program and of every library; returns bytes that were in memory. 0 where /proc is hidden."""
+        """Let go of free memory, and unmap the clean pages of the program and of every library; returns bytes of these that were in memory.
+
+        Where /proc is hidden they stay, which is 0.
+        """
+        if self._trim is not None:
+            self._trim(0)
         try:
             for path in _mapped_files():
                 if path not in self._pinned:
@@ -91,6 +100,15 @@ class CodePages:
 
     def _unmap(self, mapping: Mapping) -> int:
         return mapping.resident if self._library.madvise(mapping.start, mapping.length, _DONTNEED) == 0 else 0
+
+
+def keep_what_repeats() -> None:
+    """Have malloc keep the memory that each frame takes and gives back, instead of returning it to the kernel and asking for it again.
+
+    glibc returns what is free at the end of a heap beyond twice the largest chunk that it mapped and freed so far (mallopt(3),
+    M_TRIM_THRESHOLD); the buffers of one inference together may be just above that. A chunk that is freed untouched raises it.
+    """
+    bytes(_SHOWN_BYTES)
 
 
 def _open(name: str) -> TextIO:
