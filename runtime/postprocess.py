@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Mapping
+from itertools import repeat
+from operator import mul, sub
 from typing import Protocol
 
 import numpy as np
@@ -104,7 +106,9 @@ class Classifier:
             case Activation.NONE:
                 score = (largest - output.zero) * output.scale
             case Activation.SOFTMAX:
-                score = 1.0 / sum([math.exp((value - largest) * output.scale / temperature) for value in raw])
+                steps = map(sub, raw, repeat(largest))  # no comprehension: its operations would be most of what a frame takes here
+                scale = output.scale / temperature
+                score = 1.0 / sum(map(math.exp, steps if scale == 1.0 else map(mul, steps, repeat(scale))))
             case Activation.SIGMOID:
                 score = 0.5 * (math.tanh((largest - output.zero) * output.scale / (2.0 * temperature)) + 1.0)
         return self._one(raw.index(largest), score)
