@@ -26,15 +26,15 @@ class Follower:
         self._seen: dict[str, object] = {}
         self._retry_s: dict[str, float] = {}
 
-    def follow(self, shelf: Shelf, now_s: float) -> None:
-        """Load what is active now and was not; `now_s`: seconds of a clock that never falls."""
-        found = self._folders()
+    def follow(self, shelf: Shelf, now_s: float) -> bool:
+        """Load what is active now and was not; returns whether anything was loaded, or tried. `now_s`: seconds of a clock that never falls."""
+        found, is_changed = self._folders(), False
         for line in self._lines or sorted({*found, *shelf.entries()}):
             folder, mark = found.get(line, (None, None))
             is_settled = line in self._seen and self._seen[line] == mark
             if is_settled and now_s < self._retry_s.get(line, float("inf")):
                 continue
-            self._seen[line] = mark
+            self._seen[line], is_changed = mark, True
             if folder is None:
                 shelf.take_away(line, f"The line {line} has no active release.")
             else:
@@ -42,6 +42,7 @@ class Follower:
             entry = shelf.entry(line)
             is_failing = folder is not None and (entry is None or entry.model is None)
             self._retry_s[line] = now_s + RETRY_S if is_failing else float("inf")
+        return is_changed
 
 
 def find_folders(task: Task) -> Folders:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.config import ServingConfig
+from agent.leftovers import Leftovers
 from agent.listening import ListenAddress, parse_listen
 from agent.serving.follow import Follower, find_folders
 from agent.serving.messages import MAX_LINE_BYTES, Beat, Task
@@ -74,6 +75,7 @@ def _attend(
 ) -> None:
     """Follow the slots on this thread, beat on another: loading a model takes as long as it takes."""
     ended, now = threading.Event(), SystemClock().monotonic
+    leftovers = Leftovers(now)
 
     def beat() -> None:
         while not ended.is_set():
@@ -84,7 +86,9 @@ def _attend(
     beater.start()
     follower.follow(shelf, now())
     while not stop.wait(LOOK_S):
-        follower.follow(shelf, now())
+        if follower.follow(shelf, now()):
+            leftovers.changed()
+        leftovers.tend()
     ended.set()
     beater.join()
 
