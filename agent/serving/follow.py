@@ -27,7 +27,7 @@ class Follower:
         self._retry_s: dict[str, float] = {}
 
     def follow(self, shelf: Shelf, now_s: float) -> bool:
-        """Load what is active now and was not; returns whether anything was loaded, or tried. `now_s`: seconds of a clock that never falls."""
+        """Load what is active now and was not; returns whether anything was tried. `now_s`: seconds of a clock that never falls."""
         found, is_changed = self._folders(), False
         for line in self._lines or sorted({*found, *shelf.entries()}):
             folder, mark = found.get(line, (None, None))
