@@ -41,7 +41,19 @@ def show(options: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
-    """Say that the settings are good. Raises: ConfigError naming what is not."""
-    load(options)
-    answer(options, {"ok": True}, lambda out: out("The settings are good."))
+    """Say whether the settings are good; what is likely a mistake is a warning, as the agent starts all the same. Raises: ConfigError."""
+    from agent.settings.doubts import doubts
+
+    loaded = load(options)
+    found = [{"key": key, "text": text, "origin": loaded.origin_of(key)} for key, text in doubts(loaded.config)]
+
+    def show(out: Out) -> None:
+        for one in found:
+            out(f"warning: {one['key']}: {one['text']} (from {one['origin']}).")
+        if found:
+            out("The agent starts all the same: a provider that is not there is passed over, and models run on the next or the processor.")
+        else:
+            out("The settings are good.")
+
+    answer(options, {"ok": True, "warnings": found}, show)
     return 0

@@ -36,14 +36,11 @@ class LoadedConfig:
 
     def rows(self) -> list[tuple[str, Any, str]]:
         """Every leaf as (dotted key, value with secrets masked, origin)."""
-        return [(key, mask(value), self._origin(key)) for key, value in _leaves(self.config.model_dump(mode="json"))]
+        return [(key, mask(value), self.origin_of(key) or "default") for key, value in _leaves(self.config.model_dump(mode="json"))]
 
-    def _origin(self, key: str) -> str:
-        while key:
-            if key in self.origins:
-                return self.origins[key]
-            key = key.rpartition(".")[0]
-        return "default"
+    def origin_of(self, key: str) -> str | None:
+        """Who set it, or the first thing below it: a file, a variable of the environment or "flag"; None: nobody."""
+        return _origin_of(key, self.origins)
 
 
 def load_config(
@@ -103,10 +100,14 @@ def parse_value(name: str, text: str) -> Any:
 def _config_error(error: ValidationError, origins: Mapping[str, str]) -> ConfigError:
     parts = []
     for key, text in complaints(error):
-        origin = next((by for known, by in origins.items() if f"{key}.".startswith(f"{known}.") or known.startswith(f"{key}.")), None)
+        origin = _origin_of(key, origins)
         allowed = f"; known here: {', '.join(_known_keys(key))}" if text == "unknown key" else ""
         parts.append(f"{key}: {text}{allowed}{f' (from {origin})' if origin else ''}")
     return ConfigError("Wrong setting: " + " | ".join(parts) + ".", hint="See `mooring-agent config show --origin`.")
+
+
+def _origin_of(key: str, origins: Mapping[str, str]) -> str | None:
+    return next((by for known, by in origins.items() if f"{key}.".startswith(f"{known}.") or known.startswith(f"{key}.")), None)
 
 
 def _known_keys(key: str) -> list[str]:

@@ -74,6 +74,22 @@ def test_an_unknown_setting_is_exit_2_and_named(run):
     assert "update.pol_s" in done.stderr
 
 
+def test_a_misspelt_provider_is_warned_of_with_the_nearest_names_and_stops_nothing(run):
+    done = run("config", "check", "--set", 'runtime.providers=["xnnpak", "cpu"]')
+    assert done.returncode == 0
+    assert "warning: runtime.providers: 'xnnpak' is no provider that this agent knows; nearest: xnnpack" in done.stdout
+    assert "(from flag)" in done.stdout
+    document = json.loads(run("config", "check", "--json", "--set", 'runtime.providers=["openvino-gqu"]').stdout)
+    assert document["ok"]
+    assert [one["key"] for one in document["warnings"]] == ["runtime.providers"]
+    assert "openvino-gpu" in document["warnings"][0]["text"]
+
+
+def test_providers_as_they_are_documented_are_not_warned_of(run):
+    done = run("config", "check", "--json", "--set", 'runtime.providers=["openvino-npu", "SNPEExecutionProvider", "cpu"]')
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"ok": True, "warnings": []})
+
+
 def test_settings_are_shown_with_their_origin_and_without_secrets(run):
     done = run("config", "show", "--origin", "--set", "update.poll_s=5", MOORING_AGENT_SERVER__PROXY="http://u:hunter2@p:1")
     assert "update.poll_s = 5.0  # flag" in done.stdout

@@ -8,10 +8,12 @@ import pytest
 from agent.config import AgentConfig
 from agent.orders import mask
 from agent.settings.desired import DesiredConfig, parse_desired
+from agent.settings.doubts import doubts
 from agent.settings.loading import LoadedConfig, load_config
 from agent.settings.overlaying import effective_config, resolve_secrets, settable, with_settable
 from protocol.configuration import checked, overlay
 from protocol.errors import ConfigError
+from runtime.providers import KINDS
 
 PIPELINE = {"name": "front", "line": "digits", "source": {"kind": "video", "path": "/v.mp4"}}
 
@@ -295,3 +297,47 @@ def test_the_page_of_cameras_shows_every_kind_of_source_as_settings_take_it():
     pipelines = [*tomllib.loads(head)["pipelines"], *({"name": f"p{n}", "line": "l", "source": one} for n, one in enumerate(sources))]
     shown = {one.source.kind for one in AgentConfig.model_validate({"pipelines": pipelines}).pipelines}
     assert shown == {"stream", "camera", "video", "folder", "sensor"}
+
+
+class TestDoubts:
+    """Names of providers that are likely misspelt."""
+
+    @staticmethod
+    def of(*providers: str, **options: dict[str, str]) -> list[str]:
+        runtime = {"providers": providers, "options": {name.replace("_", "-"): value for name, value in options.items()}}
+        return [f"{key}: {text}" for key, text in doubts(AgentConfig.model_validate({"runtime": runtime}))]
+
+    @pytest.mark.parametrize(
+        "name",
+        [*KINDS, "openvino-gpu", "qnn-htp", "edgetpu-usb", "external-teflon", "CUDAExecutionProvider", "SNPEExecutionProvider"],
+    )
+    def test_what_is_documented_is_not_doubted(self, name):
+        assert self.of(name) == []
+
+    def test_a_name_that_is_registered_with_a_library_of_its_own_is_not_doubted(self):
+        assert self.of("ggml-cpu", ggml_cpu={"library": "/opt/libggml.so"}) == []
+        assert self.of("qnn-npu", qnn_npu={"library": "/opt/libqnn.so"}) == []
+
+    @pytest.mark.parametrize(
+        ("name", "seen", "nearest"),
+        [
+            ("xnnpak", "'xnnpak' is no provider that this agent knows", "nearest: xnnpack"),
+            ("Cuda", "'Cuda' is no provider that this agent knows", "nearest: cuda"),
+            ("onnxruntime:cudaa", "'onnxruntime:cudaa' names a back end; wanted the provider alone", "nearest: cuda"),
+            ("onnx:openvino", "'onnx:openvino' names a back end", "nearest: openvino"),
+            ("openvino-gqu", "openvino knows no device 'gqu'", "openvino-gpu"),
+            ("cuda-1", "cuda knows no device '1'", "wanted cuda"),
+            ("TensorRTExecutionProvider", "is not how ONNX Runtime spells it", "TensorrtExecutionProvider"),
+            ("zzz", "'zzz' is no provider", "known: cpu, xnnpack"),
+        ],
+    )
+    def test_a_likely_mistake_names_what_was_seen_and_the_nearest(self, name, seen, nearest):
+        (told,) = self.of(name)
+        assert told.startswith("runtime.providers: ")
+        assert seen in told
+        assert nearest in told
+
+    def test_options_of_a_name_that_nobody_asks_for_are_looked_at_too(self):
+        (told,) = self.of("openvino-npu", openvino_npuu={"num_streams": "1"})
+        assert told.startswith("runtime.options.openvino-npuu: ")
+        assert self.of("openvino-npu", openvino_gpu={"num_streams": "1"}) == []
