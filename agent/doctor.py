@@ -21,6 +21,8 @@ from agent.control import ask
 from agent.identity import Authorities, Identity, certificate_life, load_identity, open_client, read_authorities, renewal_from
 from agent.orders import CameraSource, FolderSource, SensorSource, StreamSource, VideoSource, mask
 from agent.reporting import probe_in_child
+from agent.sources.base import SourceLostError
+from agent.sources.folder import pictures_in
 from agent.uplink import parse_endpoint, try_broker
 from protocol.errors import MooringError, TransferError
 
@@ -176,10 +178,15 @@ def _source(pipeline: PipelineConfig, status: dict[str, Any] | None) -> Check:
     match source:
         case CameraSource():
             return _camera(name, Path(source.device))
-        case VideoSource() | FolderSource():
+        case VideoSource():
             path = Path(source.path)
-            found = path.is_dir() if isinstance(source, FolderSource) else path.is_file()
-            return Check(name, Verdict.OK, str(path)) if found else Check(name, Verdict.FAIL, f"{path} is missing.", "Check the path.")
+            return (
+                Check(name, Verdict.OK, str(path))
+                if path.is_file()
+                else Check(name, Verdict.FAIL, f"{path} is missing.", "Check the path.")
+            )
+        case FolderSource():
+            return _folder(name, Path(source.path))
         case StreamSource():
             return _reachable(name, source.url)
         case SensorSource():
@@ -193,6 +200,14 @@ def _camera(name: str, device: Path) -> Check:
     if not os.access(device, os.R_OK | os.W_OK):
         return Check(name, Verdict.FAIL, f"{device} may not be opened by this user.", "Add the user to the group `video`.")
     return Check(name, Verdict.OK, f"{device} is there and may be opened.")
+
+
+def _folder(name: str, folder: Path) -> Check:
+    try:
+        count = len(pictures_in(folder))
+    except SourceLostError as error:  # the agent would say the same, and open it again and again
+        return Check(name, Verdict.FAIL, error.message, error.hint or "")
+    return Check(name, Verdict.OK, f"{folder} holds {count} {'picture' if count == 1 else 'pictures'}.")
 
 
 def _reachable(name: str, url: str) -> Check:

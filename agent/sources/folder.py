@@ -15,6 +15,17 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png")
 MAX_PICTURES = 1_000_000
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """What in the folder is named as a picture, by name; at least one. Raises: SourceLostError when it is missing or holds none."""
+    try:
+        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    except OSError as error:
+        raise SourceLostError(f"Folder {folder} cannot be listed: {error.strerror}.", hint="Check `path` of the source.") from None
+    if not found:
+        raise SourceLostError(f"Folder {folder} holds no picture.", hint=f"Wanted files that end with {', '.join(SUFFIXES)}.")
+    return found
+
+
 class PictureFolder:
     """Pictures by name; the list is read when the folder is opened, so that a loop sees new ones."""
 
@@ -34,15 +45,7 @@ class PictureFolder:
 
     def open(self) -> None:
         """List the folder. Raises: SourceLostError when it is missing or holds no picture."""
-        try:
-            names = sorted(path for path in self._folder.iterdir() if path.suffix.lower() in SUFFIXES)
-        except OSError as error:
-            raise SourceLostError(
-                f"Folder {self._folder} cannot be listed: {error.strerror}.", hint="Check `path` of the source."
-            ) from None
-        if not names:
-            raise SourceLostError(f"Folder {self._folder} holds no picture.", hint=f"Wanted files that end with {', '.join(SUFFIXES)}.")
-        self._paths, self._index = names[:MAX_PICTURES], -1
+        self._paths, self._index = pictures_in(self._folder)[:MAX_PICTURES], -1
 
     def grab(self, stop: threading.Event) -> Grabbed | None:
         """The next picture when it is due. Raises: SourceEndedError after the last."""

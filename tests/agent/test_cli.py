@@ -252,7 +252,7 @@ def test_the_doctor_names_what_does_not_answer(tmp_path, make_identity, free_por
     [
         ({"kind": "camera", "device": "/dev/video77"}, Verdict.FAIL, "missing; cameras here"),
         ({"kind": "video", "path": "/nonexistent.mp4"}, Verdict.FAIL, "missing"),
-        ({"kind": "folder", "path": "/"}, Verdict.OK, "/"),
+        ({"kind": "folder", "path": "/nonexistent"}, Verdict.FAIL, "No such file"),
         ({"kind": "stream", "url": "rtsp://u:hunter2@127.0.0.1:1/x"}, Verdict.FAIL, "***@127.0.0.1"),
         ({"kind": "sensor", "broker": "mqtt://127.0.0.1:1", "topic": "t", "fields": ["a"]}, Verdict.FAIL, "cannot be reached"),
         ({"kind": "stream", "url": "gopher://x"}, Verdict.FAIL, "cannot be reached"),
@@ -264,6 +264,23 @@ def test_the_doctor_looks_at_every_kind_of_source(tmp_path, source, verdict, wor
     assert found.verdict is verdict
     assert word in found.text
     assert "hunter2" not in found.text
+
+
+def test_the_doctor_fails_a_folder_without_a_picture_and_counts_those_of_another(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    config = config_of(tmp_path, pipelines=[{"name": "p", "line": "l", "source": {"kind": "folder", "path": str(folder)}}])
+
+    def look() -> tuple[Verdict, str]:
+        found = doctor._source(config.pipelines[0], None)
+        return found.verdict, found.text
+
+    assert look() == (Verdict.FAIL, f"Folder {folder} holds no picture.")
+    (folder / "readme.txt").write_text("no picture")
+    assert look()[0] is Verdict.FAIL
+    assert ".jpg" in doctor._source(config.pipelines[0], None).advice
+    (folder / "1.jpg").write_bytes(b"x")
+    assert look() == (Verdict.OK, f"{folder} holds 1 picture.")
 
 
 def test_the_doctor_believes_the_running_agent_about_its_camera(tmp_path):
