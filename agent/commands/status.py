@@ -13,6 +13,8 @@ from protocol.errors import MooringError, TransferError
 
 #: The origin of a value that nobody set from afar; there are dozens of them, and whoever looks at a device wants the others.
 _OWN = "base"
+#: States of an update whose files are not all here; what comes after them has them.
+_FETCHING = ("idle", "downloading")
 #: `LineState.transfer` in words.
 _TRANSFERS = {"delta": "as a delta", "full": "whole", "none": "not at all, it is here"}
 
@@ -61,10 +63,13 @@ def _show_status(found: dict[str, Any], out: Out) -> None:
     if signed := found.get("configuration"):
         show_configuration(signed, out)
     for line in found.get("lines", []):
-        wanted = f" -> {line['desired']} {line['progress']} %" if line["desired"] and line["desired"] != line["installed"] else ""
-        out(f"  line {line['line']}: {line['installed'] or 'nothing'}{wanted} ({line['state']}) {line['reason']} {line['text']}".rstrip())
+        wanted = f" -> {line['desired']}" if line["desired"] and line["desired"] != line["installed"] else ""
+        percent = f" {line['progress']} %" if wanted and line["state"] in _FETCHING else ""
+        state = f"({line['state']})"
+        out(f"  line {line['line']}: {line['installed'] or 'nothing'}{wanted}{percent} {state} {line['reason']} {line['text']}".rstrip())
         if line.get("bytes_needed") and line["state"] not in ("succeeded", "failed", "rolled_back", "inconsistent"):
-            out(f"       {line['bytes_needed']} bytes are fetched, the model {_TRANSFERS.get(line['transfer'], line['transfer'])}")
+            fetched = "were fetched" if line["state"] not in _FETCHING else "are to be fetched" if line["waits_for"] else "are fetched"
+            out(f"       {line['bytes_needed']} bytes {fetched}, the model {_TRANSFERS.get(line['transfer'], line['transfer'])}")
     for slot in found["slots"]:
         marks = " ".join(mark for mark in ("active", "committed") if slot[mark])
         out(f"  slot {slot['line']}/{slot['slot']}: {slot['release']} {marks}")

@@ -57,6 +57,8 @@ PREDICTIONS_SHOWN, EVENTS_SHOWN, STEPS_SHOWN = 10, 12, 12
 MOVING = frozenset(
     {"downloading", "verifying", "installing", "waiting", "activating", "probing", "committing", "rolling_back"},
 )
+#: Those in which its files are not all on the device.
+_FETCHING = frozenset({"idle", "downloading"})
 #: The way of an update that nothing stops.
 _WAY = ("downloading", "verifying", "installing", "waiting", "activating", "probing", "committing", "succeeded")
 #: Where an update ends that something stopped; `rolling_back` leads there.
@@ -241,9 +243,15 @@ def path_points(state: str, steps: Sequence[StepView]) -> tuple[PathPoint, ...]:
 
 
 def transfer_words(one: LineState) -> str:
-    """How the files come and how many bytes that takes."""
-    size = file_size(one.bytes_needed)
-    return {"none": "nothing to fetch", "delta": f"as a delta of {size}", "full": f"in full, {size}"}.get(one.transfer, "")
+    """How the files come or came, by the update's state, and how many bytes that takes."""
+    if one.transfer == "none":
+        return "nothing to fetch"
+    how = {"delta": f"as a delta of {file_size(one.bytes_needed)}", "full": f"in full, {file_size(one.bytes_needed)}"}.get(one.transfer)
+    if how is None or one.state in _STOPPED:  # a stopped one may not have them all
+        return how or ""
+    if one.state not in _FETCHING:
+        return f"came {how}"
+    return f"to come {how}" if one.waits_for else f"comes {how}"
 
 
 def pipeline_views(facts: DeviceFacts, info: Info | None, reported: Reported | None) -> tuple[PipelineView, ...]:

@@ -24,6 +24,7 @@ from agent.doctor import Check, Verdict
 from agent.service import Service
 from agent.store import Store
 from protocol.clock import SystemClock
+from protocol.messages import LineState
 from protocol.reasons import REASONS
 
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("MOORING_")}
@@ -458,6 +459,30 @@ def test_status_names_pipelines_that_have_no_figures_yet_and_budgets_below_a_meg
     assert "  pipeline yard: no figures yet" in said
     assert "  pipeline door: no figures yet" not in said
     assert said[-1] == "  2026-11-30: 0.1 of 0.2 MB exchanged with the server, 0.0 MB written"
+
+
+@pytest.mark.parametrize(
+    ("said", "line", "transfer"),
+    [
+        ({"state": "downloading", "progress": 40}, "1.2 -> 1.3 40 % (downloading)", "1234 bytes are fetched, the model as a delta"),
+        (
+            {"state": "downloading", "progress": 40, "waits_for": "window"},
+            "1.2 -> 1.3 40 % (downloading)",
+            "1234 bytes are to be fetched, the model as a delta",
+        ),
+        ({"state": "verifying", "progress": 100}, "1.2 -> 1.3 (verifying)", "1234 bytes were fetched, the model as a delta"),
+        ({"state": "probing", "progress": 100}, "1.2 -> 1.3 (probing)", "1234 bytes were fetched, the model as a delta"),
+        ({"state": "failed", "progress": 0}, "1.2 -> 1.3 (failed)", None),
+    ],
+)
+def test_status_says_that_bytes_are_fetched_only_while_they_are(said, line, transfer):
+    from agent.commands.status import _show_status
+
+    lines: list[str] = []
+    state = LineState(line="digits", desired="1.3", installed="1.2", transfer="delta", bytes_needed=1234, **said)
+    found = {"running": False, "device": None, "tenant": None, "lines": [state.model_dump()], "slots": [], "outbox": None}
+    _show_status(found, lines.append)
+    assert lines[1:] == [f"  line digits: {line}", *([f"       {transfer}"] if transfer else [])]
 
 
 def test_a_refused_stick_is_told_with_the_code_that_the_page_of_reasons_explains():

@@ -320,7 +320,7 @@ def test_a_device_that_waits_says_what_for_what_to_do_and_what_it_has_in_its_slo
     for wanted in (
         "waits for consent",
         "Somebody says yes.",
-        "transfer: as a delta of 1.2 kB",
+        "transfer: came as a delta of 1.2 kB",
         "slot a: 1.0 (inactive)",
         "slot b: 1.0 (active, on probation)",
     ):

@@ -1,6 +1,7 @@
 """The console without scripts: logging in, what pages show, what forms change, what other sites cannot do."""
 
 import re
+from typing import Any
 
 import httpx
 import pytest
@@ -241,6 +242,27 @@ def test_a_device_page_shows_where_on_its_way_an_update_is_and_what_it_waits_for
     ]
     assert "Waits for <strong>window</strong>" in text
     assert "as a delta of 1.2 kB" in text
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"state": "downloading", "progress": 40}, "comes in full, 3.0 MB"),
+        ({"state": "downloading", "progress": 40, "waits_for": "window"}, "to come in full, 3.0 MB"),
+        ({"state": "verifying", "progress": 100}, "came in full, 3.0 MB"),
+        ({"state": "probing", "progress": 100}, "came in full, 3.0 MB"),
+    ],
+)
+def test_files_are_said_to_come_only_while_they_are_fetched(console: ConsoleSite, maria: Browser, said: dict[str, Any], words: str):
+    device = f"cam-{said['state']}-{len(said)}"
+    console.enroll(device)
+    console.online(device)
+    console.runs(device, "1.1", transfer="full", bytes_needed=3_000_000, **said)
+    page = maria.get(f"/devices/{device}").text
+    assert f", {words}</span>" in page
+    for text in (page, maria.get(f"/devices?text={device}").text):
+        assert device in text
+        assert (f"{said['progress']} %" in text) is (said["state"] == "downloading")
 
 
 def test_a_stopped_update_shows_where_it_was_stopped(console: ConsoleSite, maria: Browser):
