@@ -30,6 +30,8 @@ PER_FRAME: tuple[tuple[BenchModel, int, str, str], ...] = (
     (MBS_ONNX, 100, "cpu per frame 0.3 ms, onnx", "<= 1.25"),
 )
 SECONDS = 4.0
+#: Of each process that is measured per frame.
+TURNS = 4
 #: MiB for everything that is not the inference process.
 MIB_FOR_CONTROL = 64.0
 
@@ -50,7 +52,7 @@ def per_frame_rows(slots: Slots, details: dict[str, object]) -> list[Row]:
     rows = []
     for model, fps, name, target in PER_FRAME:
         for pace, label in ((0, name), (fps, f"{name}, {fps} frames/s")):
-            found = per_frame.measure(slots.of(model), fps=pace, seconds=SECONDS, rounds=ROUNDS)
+            found = per_frame.measure(slots.of(model), fps=pace, turns=TURNS, rounds=3 * ROUNDS)
             ours, bare = [one.ours_ms for one in found], [one.bare_ms for one in found]
             rows.append(compare(label, ours=ours, peer=bare, peer_name=f"bare {model.name}", unit="ms", target=target))
             fed = [one.fed_ms for one in found]

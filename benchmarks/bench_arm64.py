@@ -65,19 +65,19 @@ def run_ours(slot: Path, frames: int) -> list[int]:
 def run_bare(slot: Path, frames: int, *, is_fed: bool) -> list[int]:
     """Set, invoke, get on the same back end, with preprocessing of fresh frames before it or not; returns the frames at each mark."""
     from agent.config import RuntimeConfig
-    from benchmarks.agent.per_frame import bare_call, random_frames
+    from benchmarks.agent.per_frame import bare_call, random_frame
     from runtime.base import BackendOptions
     from runtime.loader import load_first, read_slot
     from runtime.preprocess import Preprocessor, compile_plan
 
     manifest = read_slot(slot)
     call = bare_call(load_first(slot, manifest, BackendOptions(threads=RuntimeConfig().threads)).backend, manifest.model_file)
-    preprocessor, pictures = Preprocessor(compile_plan(manifest)), random_frames()
+    preprocessor, picture = Preprocessor(compile_plan(manifest)), random_frame()
     marked = []
     for number in range(STRETCHES + 1):
-        for count in range(frames if number else WARM_FRAMES):
+        for _ in range(frames if number else WARM_FRAMES):
             if is_fed:
-                preprocessor.run(pictures[count % len(pictures)])
+                preprocessor.run(picture)
             call()
         mark(number)
         marked.append(WARM_FRAMES + number * frames)

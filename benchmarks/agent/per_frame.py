@@ -4,12 +4,11 @@
 reads says, stands still between them, and answers each with what it used. Ours is the production pipeline (capture thread, buffers,
 preprocessing, inference, postprocessing, the link to the control process) on frames that lie decoded in memory; the bare loop sleeps for
 the same pace, copies a prepared tensor in, invokes, and reads the outputs; a fed one makes the tensor of a fresh frame first, by our own
-preprocessing, which leaves the model cold caches. `measure` has them run in turns of half a second, because the speed of a machine that
-others use too changes within seconds, and plays the control process, whose own CPU per prediction is told apart.
+preprocessing, which leaves the model cold caches. `measure` has them run in short turns, because the speed of a machine that others use
+too changes within seconds, and plays the control process, whose own CPU per prediction is told apart.
 """
 
 import contextlib
-import itertools
 import json
 import os
 import socket
@@ -20,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -45,13 +44,13 @@ from runtime.base import BackendOptions, zeros_for
 from runtime.loader import load_first, read_slot
 from runtime.preprocess import Preprocessor, compile_plan
 
-#: What a camera's sub-stream gives: height, width; as many frames as the pipeline has buffers, warm as if just decoded.
+#: What a camera's sub-stream gives: height, width. It lies where the pipeline has its decoded pictures: in one buffer that is used again,
+#: or in some when frames are handed over. The loops that feed themselves have one, as `capture.read(frame)` does.
 FRAME = (480, 640)
-FRAMES = 3
 #: Frames that are captured or inferred at a time when there is no pace: decoding may overlap inference.
 UNDER_WAY = 2
 #: Seconds of a turn, and of the first one, which is not counted.
-TURN_S, WARM_S = 0.5, 1.0
+TURN_S, WARM_S = 0.4, 0.8
 BEAT_S = 0.5
 
 
@@ -98,14 +97,13 @@ class Pace:
             self._free.put(None)
 
 
-def random_frames() -> list[Array]:
-    """As many frames as a pipeline has buffers."""
-    random = np.random.default_rng(1)
-    return [random.integers(0, 256, (*FRAME, 3), dtype=np.uint8) for _ in range(FRAMES)]
+def random_frame() -> Array:
+    """Pixels of one frame."""
+    return np.random.default_rng(1).integers(0, 256, (*FRAME, 3), dtype=np.uint8)
 
 
 class MemorySource:
-    """Decoded frames, one after the other, each when it is due."""
+    """Decoded frames, one after the other, each when it is due: the pixels are where the one before was decoded to."""
 
     repeats = False
     text = ""
@@ -113,7 +111,7 @@ class MemorySource:
     refused = ""
 
     def __init__(self, pace: Pace) -> None:
-        self._frames = random_frames()
+        self._frame = random_frame()
         self._pace = pace
         self._count = 0
 
@@ -127,8 +125,7 @@ class MemorySource:
         return Grabbed(float(self._count))
 
     def retrieve(self, into: Array) -> Array:
-        del into  # what is decoded already is handed out as it is
-        return self._frames[self._count % FRAMES]
+        return into if into.shape == self._frame.shape else self._frame.copy()
 
     def close(self) -> None:
         pass
@@ -247,10 +244,10 @@ def _bare_loop(call: Callable[[], object], pace: Pace, seconds: float) -> int:
 
 
 def _fed(call: Callable[[], object], preprocessor: Preprocessor) -> Callable[[], object]:
-    frames = itertools.cycle(random_frames())
+    frame = random_frame()
 
     def run() -> None:
-        preprocessor.run(next(frames))
+        preprocessor.run(frame)
         call()
 
     return run
@@ -284,7 +281,7 @@ class Round:
     bare_ms: float
     fed_ms: float
     #: Of the control process, per prediction: reading and checking.
-    control_ms: float = 0.0
+    control_ms: float
 
 
 class Turns:
@@ -335,25 +332,26 @@ class Ear:
         self.cpu_s = time.thread_time() - began_s
 
 
-def measure(slot: Path, *, fps: float, seconds: float, rounds: int) -> list[Round]:
-    """The three processes in turns, each `seconds` of a round; a figure is the median of a round's turns."""
+def measure(slot: Path, *, fps: float, turns: int, rounds: int) -> list[Round]:
+    """Three new processes for each round, where a model lies in memory differs and makes it faster or slower, and so many turns of each."""
+    return [_one_round(slot, fps=fps, turns=turns) for _ in range(rounds)]
+
+
+def _one_round(slot: Path, *, fps: float, turns: int) -> Round:
     here, there = socket.socketpair()
     with there:
         processes = [Turns("ours", slot, fps, there.fileno()), Turns("bare", slot, fps), Turns("fed", slot, fps)]
     ear = Ear(Link(here))
     for one in processes:
         one.run(WARM_S)
-    made = []
-    for _ in range(rounds):
-        turns: list[list[float]] = [[], [], []]
-        for number in range(round(seconds / TURN_S)):
-            for index in (0, 1, 2) if number % 2 == 0 else (2, 1, 0):
-                turns[index].append(processes[index].run(TURN_S).ms)
-        made.append(Round(*map(statistics.median, turns)))
+    figures: list[list[float]] = [[], [], []]
+    for number in range(turns):
+        for index in (0, 1, 2) if number % 2 == 0 else (2, 1, 0):
+            figures[index].append(processes[index].run(TURN_S).ms)
     for one in processes:
         one.end()
     ear.close()
-    return [replace(one, control_ms=ear.cpu_s / max(1, ear.predictions) * 1000.0) for one in made]
+    return Round(*map(statistics.median, figures), control_ms=ear.cpu_s / max(1, ear.predictions) * 1000.0)
 
 
 def _serve(run: Callable[[float], Used]) -> None:
