@@ -25,6 +25,9 @@ DEFAULT_FPS = 25.0
 MAX_PICTURE_BYTES = 64 << 20
 MAX_PIXELS = 100_000_000
 
+#: The first and the last two bytes of a JPEG.
+_START_OF_IMAGE, _END_OF_IMAGE = (0xFF, 0xD8), (0xFF, 0xD9)
+
 #: FFmpeg's options unless others are given.
 DEFAULT_OPTIONS = "rtsp_transport;tcp"
 
@@ -60,6 +63,8 @@ def read_picture(path: Path) -> Pixels:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise DecodeError(f"{path} cannot be read: {error.strerror}.") from None
+    if _is_cut(data):
+        raise DecodeError(f"{path} ({data.size} bytes) is a JPEG without an end: it was cut.")
     try:
         pixels: Pixels | None = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     except cv2.error as error:
@@ -72,9 +77,11 @@ def read_picture(path: Path) -> Pixels:
 def decode_jpeg(data: Pixels, *, reduction: int = 1, name: str) -> Pixels:
     """The JPEG as (height, width, 3) uint8 in BGR order, its sides divided by `reduction`: 1, 2, 4 or 8.
 
-    Raises: DecodeError naming `name` when it is none, or has more than MAX_PIXELS.
+    Raises: DecodeError naming `name` when it is none, was cut, or has more than MAX_PIXELS.
     """
     cv2 = load_cv2()
+    if _is_cut(data):
+        raise DecodeError(f"A frame of {name} ({data.size} bytes) is a JPEG without an end: it was cut.")
     flags = {
         1: cv2.IMREAD_COLOR,
         2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -88,6 +95,17 @@ def decode_jpeg(data: Pixels, *, reduction: int = 1, name: str) -> Pixels:
     if pixels is None:
         raise DecodeError(f"A frame of {name} ({data.size} bytes) is no JPEG that OpenCV can decode.")
     return pixels
+
+
+def _is_cut(data: Pixels) -> bool:
+    """Whether it is a JPEG without its end-of-image marker: OpenCV before 4.11 fills the rest with whatever the buffer held.
+
+    One that is damaged in the middle is not known by this: only libjpeg sees that, and OpenCV does not pass its warnings on.
+    """
+    if data.size < 2 or tuple(data[:2].tolist()) != _START_OF_IMAGE:
+        return False
+    # some cameras and phones put something behind it: looked for from the end
+    return tuple(data[-2:].tolist()) != _END_OF_IMAGE and data.tobytes().rfind(bytes(_END_OF_IMAGE)) < 0
 
 
 def small_gray(pixels: Array, width: int) -> Pixels:

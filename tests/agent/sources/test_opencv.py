@@ -14,7 +14,7 @@ from agent.config import PipelineConfig
 from agent.orders import CameraSource, StreamSource, VideoSource
 from agent.settings.overlaying import resolve_secrets
 from agent.sources.base import Array, DecodeError, Source, SourceEndedError, SourceLostError
-from agent.sources.opencv import Camera, VideoFile, load_cv2, read_picture
+from agent.sources.opencv import Camera, VideoFile, decode_jpeg, load_cv2, read_picture
 from agent.sources.stream import Stream
 from protocol.clock import AcceleratedClock, SystemClock
 
@@ -243,6 +243,20 @@ def test_a_picture_is_read_and_a_broken_one_is_named(tmp_path: Path):
     for name in ("broken.jpg", "empty.png", "missing.png"):
         with pytest.raises(DecodeError, match=name):
             read_picture(tmp_path / name)
+
+
+def test_a_jpeg_that_was_cut_is_named_as_such_and_one_with_something_behind_it_is_read(tmp_path: Path):
+    data = write_picture(tmp_path / "whole.jpg", RED).read_bytes()
+    cut = tmp_path / "cut.jpg"
+    for size in (2, len(data) // 2, len(data) - 2, len(data) - 1):
+        cut.write_bytes(data[:size])
+        with pytest.raises(DecodeError, match=r"cut\.jpg \(\d+ bytes\) is a JPEG without an end"):
+            read_picture(cut)
+        with pytest.raises(DecodeError, match=r"A frame of gate \(\d+ bytes\) is a JPEG without an end"):
+            decode_jpeg(np.frombuffer(data[:size], np.uint8), reduction=4, name="gate")
+    (tmp_path / "padded.jpg").write_bytes(data + bytes(512))
+    assert read_picture(tmp_path / "padded.jpg").shape == (48, 64, 3)
+    assert decode_jpeg(np.frombuffer(data + b"\r\n", np.uint8), reduction=2, name="gate").shape == (24, 32, 3)
 
 
 def test_opencv_uses_one_thread():
