@@ -40,17 +40,19 @@ class Mapping:
 def clean_mappings(smaps: Iterable[str]) -> Iterator[Mapping]:
     """The read-only private mappings of files in `/proc/PID/smaps` none of whose pages differs from the file.
 
-    What the loader relocated and then protected is read-only too, but was written: its pages count as anonymous (proc_pid_smaps(5)), and
-    giving them back would undo the relocation. It is left out.
+    What the loader relocated and then protected is read-only too, but was written: its pages count as anonymous, or as swapped once they
+    were swapped out (proc_pid_smaps(5)), and giving them back would undo the relocation. It is left out.
     """
     head: re.Match[str] | None = None
-    resident = 0
+    resident = written = 0
     for line in smaps:
         if line[:1] in "0123456789abcdef":  # fields begin with a capital
             head = _HEAD.match(line)
         elif head is not None and line.startswith("Rss:"):
             resident = int(line.split()[1]) * 1024
-        elif head is not None and line.startswith("Anonymous:") and line.split()[1] == "0":
+        elif head is not None and line.startswith("Anonymous:"):
+            written = int(line.split()[1])
+        elif head is not None and line.startswith("Swap:") and written + int(line.split()[1]) == 0:
             start = int(head[1], 16)
             yield Mapping(start, int(head[2], 16) - start, head[4].rstrip("\n"), resident)
 
