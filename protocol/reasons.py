@@ -11,6 +11,8 @@ from types import MappingProxyType
 
 #: What a code becomes that is not listed: a newer device may know more than this server.
 UNLISTED = "unlisted"
+#: The code of a device that took the release back before, and refuses it since.
+BLOCKED = "blocked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ _INSTALL, _PROBE, _PEOPLE, _BACK = "while it was installed and tried", "while it
 _ALL = (
     Reason("old-release", _OFFER, "Its counter is below the floor of the line.", "Assign a newer release; floors never fall."),
     Reason(
-        "blocked",
+        BLOCKED,
         _OFFER,
         "The device took this release back before.",
         "Read why; when that is mended: `mooring device offer-again`, or `mooring campaign create --again`.",
@@ -186,6 +188,11 @@ def explained(code: str) -> str:
     """What the code means and what to do, for people; empty when it is not listed."""
     reason = REASONS.get(code)
     return "" if reason is None else f"{reason.meaning} {reason.advice}"
+
+
+def blocked_by(code: str) -> str:
+    """What the text of a device that refuses as `blocked` begins with, when it took the release back for this code."""
+    return f"{BLOCKED}: {code}:"
 
 
 def as_page() -> str:

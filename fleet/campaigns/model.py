@@ -8,6 +8,7 @@ from enum import StrEnum
 from protocol.errors import ConflictError, InvalidError
 from protocol.ids import DeviceId, Digest, GroupName, LineName, ReleaseVersion, TenantId
 from protocol.messages import VersionReport
+from protocol.reasons import BLOCKED, REASONS, explained
 
 
 class CampaignState(StrEnum):
@@ -186,12 +187,38 @@ class DeviceUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockCause:
+    """Why devices took a release back that they refuse since."""
+
+    #: A code of `protocol.reasons`; empty: what the devices say is not listed here.
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class FailureGroup:
     """Devices of a campaign that failed for one cause, with one of them as the example."""
 
     reason: str
     count: int
     example: DeviceUpdate
+    #: Of `blocked`: what was behind it, the most frequent first.
+    causes: tuple[BlockCause, ...] = ()
+
+
+def meaning_of(campaign: Campaign, failures: FailureGroup) -> str:
+    """What the failure means and what to do, for people; empty when its code is not listed."""
+    if failures.reason != BLOCKED:
+        return explained(failures.reason)
+    causes = " ".join(
+        f"{cause.count} for {cause.reason}: {REASONS[cause.reason].meaning}" if cause.reason else f"{cause.count} for what their texts say."
+        for cause in failures.causes
+    )
+    again = f"mooring campaign create --line {campaign.line} --release {campaign.version} --group {campaign.group} --again"
+    again += f" --as {campaign.comparison.run_as}" if campaign.comparison.is_candidate else ""
+    if campaign.state not in OVER:
+        again = f"mooring campaign abort {campaign.campaign}, then {again}"
+    return f"{REASONS[BLOCKED].meaning} {causes} When that is mended: {again}"
 
 
 class ReportChannel(StrEnum):

@@ -13,6 +13,7 @@ from fleet.campaigns.model import (
     BAD,
     FOLLOWED,
     Assigned,
+    BlockCause,
     Campaign,
     CampaignState,
     ComparisonPlan,
@@ -31,6 +32,7 @@ from fleet.devices.store import devices, twins
 from protocol.errors import NotFoundError
 from protocol.ids import DeviceId, DeviceTypeName, Digest, GroupName, LineName, ReleaseVersion, TenantId
 from protocol.messages import VersionReport
+from protocol.reasons import BLOCKED, REASONS, blocked_by
 from protocol.shadow import ShadowReport
 
 campaigns = sa.Table(
@@ -268,7 +270,10 @@ def list_updates(
 
 
 def list_failures(tx: db.Connection, campaign: Campaign, *, limit: int = 50) -> list[FailureGroup]:
-    """Failed devices by cause, the most frequent cause first; each with the device that comes first by id."""
+    """Failed devices by cause, the most frequent cause first; each with the device that comes first by id.
+
+    Those that refuse the release since they took it back are told apart by why that was.
+    """
     columns = campaign_devices.c
     is_bad = (*_of(campaign), columns.state.in_([str(state) for state in BAD]))
     count, first = sa.func.count().label("count"), sa.func.min(columns.device).label("first")
@@ -276,7 +281,19 @@ def list_failures(tx: db.Connection, campaign: Campaign, *, limit: int = 50) -> 
     rows = tx.execute(grouped.order_by(count.desc(), columns.reason).limit(limit)).all()
     examples = sa.select(campaign_devices).where(*_of(campaign), columns.device.in_([row.first for row in rows]))
     by_device = {row["device"]: _update(row) for row in tx.execute(examples).mappings()}
-    return [FailureGroup(reason, number, by_device[device]) for reason, number, device in rows]
+    return [
+        FailureGroup(reason, number, by_device[device], _list_block_causes(tx, campaign) if reason == BLOCKED else ())
+        for reason, number, device in rows
+    ]
+
+
+def _list_block_causes(tx: db.Connection, campaign: Campaign) -> tuple[BlockCause, ...]:
+    columns = campaign_devices.c
+    said = [(columns.text.startswith(blocked_by(code), autoescape=True), code) for code in REASONS]
+    cause, count = sa.case(*said, else_="").label("cause"), sa.func.count().label("count")
+    is_blocked = (*_of(campaign), columns.state.in_([str(state) for state in BAD]), columns.reason == BLOCKED)
+    counted = sa.select(cause, count).where(*is_blocked).group_by("cause")
+    return tuple(BlockCause(code, number) for code, number in tx.execute(counted.order_by(count.desc(), "cause")))
 
 
 def find_update(tx: db.Connection, tenant: TenantId, campaign: str, device: DeviceId) -> DeviceUpdate | None:

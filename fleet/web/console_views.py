@@ -8,7 +8,7 @@ from dataclasses import replace
 from fleet import audit, loop
 from fleet.audit import Entry
 from fleet.campaigns import service as campaigns
-from fleet.campaigns.model import BAD, DECIDED, CampaignState, UpdateState
+from fleet.campaigns.model import BAD, DECIDED, CampaignState, UpdateState, meaning_of
 from fleet.campaigns.service import Progress
 from fleet.db import Database
 from fleet.devices import groups
@@ -61,7 +61,6 @@ from fleet.web.views import (
 from protocol.errors import ForbiddenError, NotFoundError, TrustError
 from protocol.ids import DeviceId, LineName, ReleaseVersion, TenantId
 from protocol.messages import Presence
-from protocol.reasons import explained
 
 PROBLEMS_SHOWN, EVENTS_SHOWN, CAMPAIGNS_SHOWN, APPROVALS_SHOWN = 12, 8, 200, 500
 #: Devices of a campaign listed on its page.
@@ -382,7 +381,9 @@ def campaign(database: Database, caller: Caller, campaign_id: str) -> CampaignPa
         moving=row.total - total(progress.counts, DECIDED),
         revision=progress.campaign.revision,
         failures=tuple(
-            FailureView(group.reason or "unknown", group.count, group.example.device, group.example.text, explained(group.reason))
+            FailureView(
+                group.reason or "unknown", group.count, group.example.device, group.example.text, meaning_of(progress.campaign, group)
+            )
             for group in campaigns.list_failures(database, caller.tenant, campaign_id)
         ),
         devices=tuple(UpdateView(one.device, str(one.state), one.reason, one.text, one.updated_at) for one in updates),

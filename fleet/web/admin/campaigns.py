@@ -8,7 +8,7 @@ from pydantic import Field
 
 from fleet import loop
 from fleet.campaigns import service, shadow
-from fleet.campaigns.model import BAD, DECIDED, ComparisonPlan, DeviceUpdate, Phase, RunAs, UpdateState
+from fleet.campaigns.model import BAD, DECIDED, ComparisonPlan, DeviceUpdate, Phase, RunAs, UpdateState, meaning_of
 from fleet.campaigns.planner import Counts
 from fleet.campaigns.service import DEFAULT_MIN_INFERENCES, DEFAULT_TIMEOUT_S, Progress
 from fleet.campaigns.shadow import ShadowSummary
@@ -19,7 +19,6 @@ from fleet.web.auth import Caller, require, services_of
 from fleet.web.rest import IdempotentRoute, Page, page_of
 from protocol.clock import from_unix_ms
 from protocol.ids import DeviceId, GroupName, LineName, ReleaseVersion
-from protocol.reasons import explained
 
 router = APIRouter(tags=["campaigns"], route_class=IdempotentRoute)
 Reads = Annotated[Caller, Depends(require("campaigns:read"))]
@@ -238,7 +237,13 @@ def _campaign(request: Request, caller: Caller, campaign: str, *, status: int = 
     progress = service.get_progress(database, caller.tenant, campaign)
     updates = service.list_updates(database, caller.tenant, campaign, limit=MOST_DEVICES)
     failures = [
-        {"reason": one.reason, "count": one.count, "meaning": explained(one.reason), "example": _update_json(one.example)}
+        {
+            "reason": one.reason,
+            "count": one.count,
+            "meaning": meaning_of(progress.campaign, one),
+            "causes": [{"reason": cause.reason, "count": cause.count} for cause in one.causes],
+            "example": _update_json(one.example),
+        }
         for one in service.list_failures(database, caller.tenant, campaign)
     ]
     document = {**campaign_json(progress), "failures": failures, "devices": [_update_json(one) for one in updates]}

@@ -8,7 +8,7 @@ from simulators.clock import FakeClock
 from fleet import audit, loop
 from fleet.campaigns import service as campaigns
 from fleet.campaigns import store as campaign_store
-from fleet.campaigns.model import Assigned, Phase
+from fleet.campaigns.model import Assigned, CampaignState, Phase, meaning_of
 from fleet.devices import store as device_store
 from fleet.devices import twins
 from fleet.registry import store as release_store
@@ -16,6 +16,7 @@ from fleet.registry.model import ReleaseState
 from protocol.canonical import digest_of
 from protocol.errors import ConflictError, ForbiddenError, NotFoundError, StaleRevisionError
 from protocol.ids import DeviceId, GroupName, LineName, ReleaseVersion, TenantId
+from protocol.reasons import REASONS, blocked_by
 
 LINE = LineName("digits")
 
@@ -159,6 +160,26 @@ def test_failures_are_grouped_by_cause_the_most_frequent_first(make_fleet):
         ("golden_mismatch", 3, "cam-1", "seen by cam-1"),
         ("disk_full", 1, "cam-2", "seen by cam-2"),
     ]
+
+
+def test_devices_that_took_a_release_back_before_are_told_with_why_and_what_to_do(make_fleet):
+    names = [f"cam-{number}" for number in range(1, 6)]
+    fleet = make_fleet(*names)
+    release = fleet.release("1.0")
+    made = fleet.campaign(phases=(Phase(failure_threshold=1.0),))
+    for name, reason in zip(names, ("golden_mismatch", "latency_worse", "golden_mismatch", "from_a_newer_agent"), strict=False):
+        text = f"{blocked_by(reason)} seen by {name}"
+        fleet.report(name, release, update_state="failed", reason="blocked", text=text, slot={"active": False})
+    (blocked,) = campaigns.list_failures(fleet.registry.database, T0, made.campaign)
+    assert (blocked.reason, blocked.count, blocked.example.text) == ("blocked", 4, "blocked: golden_mismatch: seen by cam-1")
+    assert [(one.reason, one.count) for one in blocked.causes] == [("golden_mismatch", 2), ("", 1), ("latency_worse", 1)]
+    progress = campaigns.get_progress(fleet.registry.database, T0, made.campaign)
+    told = meaning_of(progress.campaign, blocked)
+    assert f"2 for golden_mismatch: {REASONS['golden_mismatch'].meaning}" in told
+    again = "mooring campaign create --line digits --release 1.0 --group cameras --again"
+    assert told.endswith(f"When that is mended: mooring campaign abort {made.campaign}, then {again}")
+    over = progress.campaign.moved(CampaignState.FAILED, now=fleet.now, reason="")
+    assert meaning_of(over, blocked).endswith(f"When that is mended: {again}")
 
 
 def test_a_failure_report_about_an_earlier_assignment_or_attempt_does_not_count(make_fleet):
