@@ -8,7 +8,7 @@ from agent.slots import SlotContent
 from agent.update.assignment import LineOffer
 from agent.update.journal import Update
 from agent.update.store import BlockedRow
-from protocol.reasons import BLOCKED, blocked_by
+from protocol.reasons import blocked_by
 
 
 class Decision(StrEnum):
@@ -45,7 +45,7 @@ def judge_offer(
         return Judgment(Decision.REFUSE, "old-release", text)
     block = next((row for row in blocked if (row.line, row.release) == (offer.line, offer.release)), None)
     if block is not None and offer.attempt <= block.attempt:
-        return Judgment(Decision.REFUSE, BLOCKED, f"{blocked_by(block.reason)} {block.text}")
+        return Judgment(Decision.REFUSE, "blocked", f"{blocked_by(block.reason)} {block.text}")
     same = last is not None and last.offer.content == offer.content
     if last is not None and last.is_open and same:
         return Judgment(Decision.GOING_ON)
