@@ -13,6 +13,8 @@ from fleet.devices import store as device_store
 from fleet.devices import twins
 from fleet.registry import store as release_store
 from fleet.registry.model import ReleaseState
+from fleet.web import console_views
+from fleet.web.auth import Caller
 from protocol.canonical import digest_of
 from protocol.errors import ConflictError, ForbiddenError, NotFoundError, StaleRevisionError
 from protocol.ids import DeviceId, GroupName, LineName, ReleaseVersion, TenantId
@@ -178,6 +180,8 @@ def test_devices_that_took_a_release_back_before_are_told_with_why_and_what_to_d
     assert f"2 for golden_mismatch: {REASONS['golden_mismatch'].meaning}" in told
     again = "mooring campaign create --line digits --release 1.0 --group cameras --again"
     assert told.endswith(f"When that is mended: mooring campaign abort {made.campaign}, then {again}")
+    page = console_views.campaign(fleet.registry.database, Caller(T0, "anna", frozenset()), made.campaign)
+    assert [(one.code, one.meaning) for one in page.failures] == [("blocked", told)]
     over = progress.campaign.moved(CampaignState.FAILED, now=fleet.now, reason="")
     assert meaning_of(over, blocked).endswith(f"When that is mended: {again}")
 
