@@ -15,6 +15,7 @@ from agent.config import RuntimeConfig
 from agent.inference.engine import MAX_FAILURES, Line, SwapState
 from agent.inference.marks import Marks, new_memory
 from agent.inference.pictures import Inputs
+from agent.leftovers import Leftovers
 from agent.sources.base import Array
 from protocol.clock import SystemClock
 from protocol.errors import InvalidError
@@ -291,3 +292,26 @@ def test_marks_name_the_back_end_only_while_it_is_inside_a_call(tmp_path: Path):
     assert marks.states == [("onnx:cpu", ""), ("", ""), ("", "onnx:cpu"), ("", "")]
     line.deactivate()
     marks.close()
+
+
+def test_models_answer_and_are_swapped_while_leftovers_are_given_back(line: Line, tmp_path: Path):
+    """What is unmapped is mapped again when it is touched, by whichever thread; nothing that is loaded meanwhile is lost."""
+    slots = [make_slot(tmp_path / release, release=release) for release in ("1.0", "1.1")]
+    leftovers, given = Leftovers(lambda: 0.0), list[int]()
+
+    def give_back() -> None:
+        for _ in range(20):
+            given.append(leftovers.give_back())
+
+    giving = threading.Thread(target=give_back)
+    giving.start()
+    swaps = 0
+    while giving.is_alive() or swaps < 4:
+        swap = line.activate(slots[swaps % 2], RUNTIME)
+        assert swap.ok, swap.text
+        line.commit()
+        swaps += 1
+        assert answer(line) == (f"1.{(swaps - 1) % 2}", "green")
+    giving.join()
+    assert len(given) == 20
+    assert all(given)
