@@ -5,10 +5,9 @@ Run by `make test-arm64`, as root.
 
 import json
 import os
-from collections.abc import Iterator
 
 import pytest
-from arm64.tree import Tree, lacking, opened_tree
+from arm64.tree import Tree
 
 pytestmark = pytest.mark.skipif("MOORING_TEST_ARM64" not in os.environ, reason="takes minutes, needs root; run by `make test-arm64`")
 
@@ -30,14 +29,6 @@ for _ in range(3):
     answers.append(answer())
 print(json.dumps({"answers": answers, "given": given, "providers": onnxruntime.get_available_providers()}))
 """
-
-
-@pytest.fixture(scope="module")
-def tree() -> Iterator[Tree]:
-    if text := lacking():
-        pytest.fail(text)
-    with opened_tree() as tree:
-        yield tree
 
 
 def test_a_process_on_arm64_answers_as_before_after_it_gave_its_leftovers_back(tree: Tree):

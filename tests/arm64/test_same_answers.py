@@ -4,23 +4,14 @@ Run by `make test-arm64`, as root; it prints what is equal and what is not.
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from arm64.agreement import Difference, Subject, ask, off_by_one_step, subjects_in, table, verdict_here, verdict_in
 from arm64.models import MODELS
-from arm64.tree import Tree, lacking, opened_tree
+from arm64.tree import Tree
 
 pytestmark = pytest.mark.skipif("MOORING_TEST_ARM64" not in os.environ, reason="takes minutes, needs root; run by `make test-arm64`")
-
-
-@pytest.fixture(scope="module")
-def tree() -> Iterator[Tree]:
-    if text := lacking():
-        pytest.fail(text)
-    with opened_tree() as tree:
-        yield tree
 
 
 @pytest.fixture(scope="module")
