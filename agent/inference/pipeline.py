@@ -198,14 +198,14 @@ class Pipeline:
             self._fault = str(error)
             if glimpse is not None and self._rows is not None and isinstance(error, InvalidError) and error.code == "input_mismatch":
                 self._rows.refused(self.line.watched, frame.data.shape, error)
-            self._serve_previews(frame, None)
+            self._previews.serve(frame, None)
             self._buffers.finish(frame, DropReason.INFERENCE_ERROR)
             self.line.replace_failing(self._runtime)
             return
         if answer is None:
             if offer is not None:
                 offer.cancel()
-            self._serve_previews(frame, None)
+            self._previews.serve(frame, None)
             self._buffers.finish(frame, DropReason.MODEL_UNAVAILABLE)
             return
         ended_s = self._pace.monotonic()
@@ -240,10 +240,6 @@ class Pipeline:
         self._buffers.finish(frame)
         if glimpse is not None and self._rows is not None:
             self._rows.finish(glimpse, session=session)
-
-    def _serve_previews(self, frame: Frame, prediction: Prediction | None) -> None:
-        if self._previews.waiting:
-            self._previews.serve(frame, prediction)
 
     def _followed(self, boxes: tuple[Box, ...], frame: Frame) -> tuple[Box, ...]:
         """The objects in the whole frame, with tracking ids where the pipeline follows them; a frame without any counts too."""

@@ -28,10 +28,12 @@ class Previews:
         self.waiting.append(request)
 
     def serve(self, frame: Frame, prediction: Prediction | None) -> None:
-        """Take the frame's pixels and answer all who wait, in a thread of its own: inference goes on meanwhile."""
+        """Take the frame's pixels and answer all who wait, if anybody does, in a thread of its own: inference goes on meanwhile."""
         requests = []
         while self.waiting:
             requests.append(self.waiting.popleft())
+        if not requests:
+            return
         pixels = (frame.picture.data if frame.picture is not None else frame.data).copy()
         threading.Thread(target=self._answer, args=(requests, pixels, frame.at_ms, prediction), name="preview", daemon=True).start()
 
