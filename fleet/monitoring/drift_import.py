@@ -69,7 +69,7 @@ def learn(recorded: Sequence[Recorded], *, pipeline: str, model: str = "", is_in
             f"The recording of {pipeline} has {len(days)} complete days among {len(clean)} clean sub-windows"
             f"{_told(left_out)}; wanted {PROVISIONAL_DAYS} days of at least {COMPLETE_DAY} each.",
             code="too-few",
-            hint="Record longer: mooring-agent drift record --days 28 OUTPUT",
+            hint="Wait until the device has watched that long, and record again: mooring-agent drift record --days 28 -o FILE",
         )
     vectors = _summaries([clean[place] for place in places.tolist()], grid)
     reference = fit_reference(vectors, places, grid=grid, model=chosen[0].model, is_indoor=is_indoor, is_recorded=True)
@@ -97,8 +97,10 @@ def import_reference(
     """
     if not reason.strip():
         raise InvalidError("A reference from a recording wants a reason.", hint="Say where and when it was recorded: --reason.")
-    proven = _proven(database, recording, brought, tenant=tenant, by=by, now=now, reason=reason)
-    learned = learn(decode_recording(proven.body), pipeline=pipeline, model=model, is_indoor=is_indoor)
+    with drift_recordings.advised():
+        proven = _proven(database, recording, brought, tenant=tenant, by=by, now=now, reason=reason)
+        recorded = decode_recording(proven.body)
+    learned = learn(recorded, pipeline=pipeline, model=model, is_indoor=is_indoor)
     grid_id = learned.reference.grid_id.hex()
     drift_learning.learn_profiles(database, blobs, tenant, now=now)  # also of a release whose devices have sent nothing yet
     with database.reading() as tx:

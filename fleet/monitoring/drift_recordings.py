@@ -3,7 +3,8 @@
 Nothing of a signed recording is read before its signature holds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -45,6 +46,31 @@ class Proven:
     detail: Mapping[str, str]
 
 
+_AGAIN = "Copy the file again, bytes as they are; or record again: mooring-agent drift record -o FILE."
+_ASK = "Record again and bring that file; ask who had this one in between: it is not what the device wrote."
+#: What to do about what `protocol` refuses, by its code: only whoever brings a file to a server knows commands.
+_ADVICE: Mapping[str, str] = {
+    "malformed": _AGAIN,
+    "unknown-version": "Wanted a file that `mooring-agent drift record` wrote; one of a newer agent wants a newer server.",
+    "too-large": "Record less: mooring-agent drift record --days 28 --pipeline P -o FILE.",
+    "recording-key": "A device has a new key after it enrolled anew: record again on it.",
+    "recording-signature": _ASK,
+    "recording-type": _ASK,
+    "recording-form": _ASK,
+    "recording-changed": _ASK,
+}
+
+
+@contextmanager
+def advised() -> Iterator[None]:
+    """What is refused in the block says what to do about it, where it says nothing."""
+    try:
+        yield
+    except (InvalidError, TrustError) as error:
+        error.hint = error.hint or _ADVICE.get(error.code)
+        raise
+
+
 def prove(tx: Connection, data: bytes, brought: Brought, *, tenant: TenantId, now: datetime) -> Proven:
     """The recording in this file, when it is what the one who brings it says.
 
@@ -65,14 +91,19 @@ def prove(tx: Connection, data: bytes, brought: Brought, *, tenant: TenantId, no
             hint="Leave out --unsigned: it is verified.",
         )
     if file.claimed.tenant != tenant:
-        raise TrustError(f"The recording was signed for tenant {file.claimed.tenant}; wanted {tenant}.", code="recording-tenant")
+        raise TrustError(
+            f"The recording was signed for tenant {file.claimed.tenant}; wanted {tenant}.",
+            code="recording-tenant",
+            hint="Its device belongs to another server or tenant: bring it there, or record on a device of this one.",
+        )
     _check_device(file.claimed, brought)
     statement = verify_recording(_key_of(tx, tenant, DeviceId(file.claimed.device)), file)
     if statement.recorded_at > to_unix_ms(now) + MAX_AHEAD_MS:
         raise TrustError(
-            f"The recording was signed at {statement.recorded_at} ms since 1970, and now is {to_unix_ms(now)}; wanted one of the past.",
+            f"The recording was signed at {from_unix_ms(statement.recorded_at):%Y-%m-%d %H:%M} UTC, and now is {now:%Y-%m-%d %H:%M}; "
+            "wanted one of the past.",
             code="recording-future",
-            hint="Check the clocks of the device and of the server.",
+            hint="Set the clock of whichever of device and server is wrong; after the device's was, record again.",
         )
     detail = {
         "recorded_by": statement.device,
@@ -99,7 +130,9 @@ def _check_device(claimed: RecordingStatement, brought: Brought) -> None:
         raise InvalidError(
             f"The recording is of {claimed.device}; wanted one of {wanted}.",
             code="recording-device",
-            hint=f"Say so when what {claimed.device} saw is to be normal for {brought.device}: --from {claimed.device}.",
+            hint=f"Leave out --from: {brought.device} recorded it itself."
+            if claimed.device == brought.device
+            else f"Say so when what {claimed.device} saw is to be normal for {brought.device}: --from {claimed.device}.",
         )
 
 
@@ -107,9 +140,17 @@ def _key_of(tx: Connection, tenant: TenantId, name: DeviceId) -> ec.EllipticCurv
     """The key that the inventory has of the device. Raises: TrustError when it has none, or the device is revoked."""
     found = device_store.find_device(tx, tenant, name)
     if found is None:
-        raise TrustError(f"No key is known of {name}, which signed the recording.", code="recording-key")
+        raise TrustError(
+            f"No key is known of {name}, which signed the recording.",
+            code="recording-key",
+            hint=f"Enroll {name} here and record again, or record on a device that is.",
+        )
     if found.state is DeviceState.REVOKED:
-        raise TrustError(f"{name}, which signed the recording, is revoked: whoever has its key may have signed.", code="recording-revoked")
+        raise TrustError(
+            f"{name}, which signed the recording, is revoked: whoever has its key may have signed.",
+            code="recording-revoked",
+            hint=f"Let {name} enroll again and record again.",
+        )
     try:
         return load_public_key(found.public_key)
     except InvalidError as error:

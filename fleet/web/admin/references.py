@@ -37,7 +37,11 @@ def import_reference(
     """
     data = recording.file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
-        raise InvalidError(f"The recording is longer than the {MAX_FILE_BYTES} bytes allowed.", code="too-large", hint="Take fewer days.")
+        raise InvalidError(
+            f"The recording is longer than the {MAX_FILE_BYTES} bytes allowed.",
+            code="too-large",
+            hint="Record less: mooring-agent drift record --days 28 --pipeline P -o FILE.",
+        )
     services = services_of(request)
     stored, learned = drift_import.import_reference(
         services.database,

@@ -109,7 +109,7 @@ def test_too_few_complete_days_are_told_with_what_was_left_out(month):
     with pytest.raises(InvalidError, match=r"has 13 complete days .*\(29 mostly left out\); wanted 14 days of at least 116") as caught:
         learn(short, pipeline="front")
     assert caught.value.code == "too-few"
-    assert "mooring-agent drift record" in caught.value.hint
+    assert "mooring-agent drift record --days 28 -o FILE" in caught.value.hint, "a command as it is typed"
 
 
 def test_the_model_version_of_which_there_is_most_is_learned_from_unless_one_is_named(month):

@@ -118,7 +118,7 @@ def test_a_recording_of_another_device_is_learned_from_when_it_is_said_and_both_
     assert (entry.subject, entry.detail["recorded_by"]) == ("device/cam-1", "cam-2")
     with pytest.raises(InvalidError) as caught:
         brought(cameras, blobs, signed(CAM), recorded_by=OTHER)
-    assert caught.value.code == "recording-device"
+    assert (caught.value.code, caught.value.hint) == ("recording-device", "Leave out --from: cam-1 recorded it itself.")
 
 
 STRANGER, STRANGE = ec.derive_private_key(99, ec.SECP256R1()), DeviceId("cam-9")
@@ -146,6 +146,7 @@ def test_a_recording_whose_origin_is_not_proven_is_refused_by_name_and_told_in_t
     with pytest.raises(TrustError) as caught:
         brought(cameras, blobs, make(), **how)
     assert (caught.value.code, kept(cameras)) == (code, [])
+    assert caught.value.hint, "who brings it knows what to do next"
     (entry,) = entries(cameras)
     assert (entry.action, entry.actor, entry.subject) == ("drift.reference-refused", ANNA, "device/cam-1")
     assert entry.detail["code"] == code
@@ -162,6 +163,7 @@ def test_a_recording_of_a_revoked_device_is_refused(cameras, blobs):
     with pytest.raises(TrustError) as caught:
         brought(cameras, blobs, signed(OTHER), recorded_by=OTHER)
     assert (caught.value.code, kept(cameras)) == ("recording-revoked", [])
+    assert "enroll again" in (caught.value.hint or "")
 
 
 @on_sqlite
@@ -178,6 +180,7 @@ def test_a_file_that_is_cut_is_refused(cameras, blobs):
     with pytest.raises(InvalidError) as caught:
         brought(cameras, blobs, signed()[:-9])
     assert (caught.value.code, kept(cameras), entries(cameras)) == ("malformed", [], [])
+    assert "Copy the file again" in (caught.value.hint or "")
 
 
 @on_sqlite
@@ -185,6 +188,7 @@ def test_what_a_device_signed_is_still_checked_as_a_recording(cameras, blobs):
     with pytest.raises(InvalidError) as caught:
         brought(cameras, blobs, signed(data=b"no recording"))
     assert (caught.value.code, kept(cameras)) == ("malformed", [])
+    assert "drift record -o FILE" in (caught.value.hint or "")
 
 
 @on_sqlite
