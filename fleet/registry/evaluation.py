@@ -31,7 +31,7 @@ LABELS_FILE = "labels.csv"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 _MAX_LABELS_BYTES = 4 << 20
 _MAX_ENTRIES = 2 * MAX_ROWS
-_MAX_PLACE_NAME = 63
+_MAX_PLACE_NAME, _MAX_DIGITS = 63, 9
 _HINT = "Bring more of what the device will see; how: docs/drift.md."
 
 
@@ -63,7 +63,7 @@ def open_evaluation(path: Path, manifest: ModelManifest) -> Iterator[Evaluation]
     with archive:
         _check_content(archive)
         names = set(archive.namelist())
-        if {"frames.npy", "windows.npy"} & names:
+        if any(name.endswith(".npy") for name in names) and not any(name.lower().endswith(PICTURE_SUFFIXES) for name in names):
             yield _of_arrays(archive, names, manifest)
         else:
             yield _of_pictures(archive, manifest)
@@ -98,7 +98,8 @@ def _of_arrays(archive: zipfile.ZipFile, names: set[str], manifest: ModelManifes
     wanted = "frames" if manifest.preprocess is not None else "windows"
     if f"{wanted}.npy" not in names:
         raise InvalidError(
-            f"The evaluation data have {', '.join(sorted(names))[:200]}; this model takes {wanted}: wanted an array of that name."
+            f"The evaluation data have {', '.join(sorted(names))[:200]}; this model takes {wanted}: wanted an array of that name.",
+            hint=f"Write numpy.savez(FILE, {wanted}=…, labels=…); how: docs/drift.md.",
         )
     array = _array(archive, wanted)
     if not MIN_ROWS <= len(array) <= MAX_ROWS:
@@ -207,9 +208,12 @@ def _place(value: Any, known: dict[str, int]) -> int:
         raise InvalidError(f"Label {value} is no place among the manifest's {len(known)} labels; wanted 0 to {len(known) - 1}.")
     if isinstance(value, str) and value in known:
         return known[value]
+    # a table has no numbers, only texts: one is a place where no label is itself a number
+    if isinstance(value, str) and value.isdecimal() and len(value) <= _MAX_DIGITS and not any(label.isdecimal() for label in known):
+        return _place(int(value), known)
     raise InvalidError(
         f"Label {str(value)[:80]!r} is not among the manifest's labels.",
-        hint=f"Wanted one of {', '.join(list(known)[:20])}, or its place from 0.",
+        hint=f"Wanted one of {', '.join(list(known)[:20])}, or its place as a whole number from 0.",
     )
 
 

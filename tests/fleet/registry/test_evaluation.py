@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,12 @@ LABELS = ["cat", "dog"]
 N = MIN_ROWS
 
 
-def manifest(*, window: bool = False) -> ModelManifest:
+def manifest(*, window: bool = False, labels: Sequence[str] = LABELS) -> ModelManifest:
     source = TensorSpec("x", (1, 8), "float32") if window else TensorSpec("x", (1, 6, 6, 3), "uint8", 1 / 255, 0)
     tensors = ModelTensors("onnx", "onnx", "1", (source,), (TensorSpec("y", (1, 2), "float32"),))
     given = {"window": {"fields": ["a", "b"], "length": 4}} if window else {"preprocess": {"color": "RGB"}}
     files = {"model.onnx": FileEntry(sha256=f"sha256:{'0' * 64}", length=1)}
-    draft = parse_draft({"task": "classification", "labels": LABELS, "device_types": ["t"], **given})
+    draft = parse_draft({"task": "classification", "labels": labels, "device_types": ["t"], **given})
     return complete(draft, tensors, line="m", release="1", counter=1, variant="onnx", files=files)
 
 
@@ -97,7 +98,7 @@ def test_where_the_data_are_from_may_be_said_in_numbers_or_names(tmp_path, place
         ({"frames": frames(), "places": np.full(N, 0.5)}, "Place '0.5'; wanted a whole number, or a name"),
         ({"frames": frames(), "places": np.full(N, "")}, "Place ''; wanted"),
         ({"frames": frames(), "places": np.full(N, "x" * 64)}, "Place 'xxx.*1 to 63"),
-        ({"pictures": frames()}, "pictures.npy; this model takes frames|takes frames|0 pictures"),
+        ({"pictures": frames()}, r"have pictures\.npy; this model takes frames: .* Write numpy\.savez\(FILE, frames="),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused_saying_what_is_wanted(tmp_path, arrays, text):
@@ -184,6 +185,19 @@ def test_a_folder_of_pictures_with_labels(folder, tmp_path):
     assert seen[7][0, 0].tolist() == [7, 0, 200]
 
 
+def test_labels_in_a_table_may_be_places_in_the_manifests_labels(folder, tmp_path):
+    lines = ["file,label", *(f"sub/{index:03}.png,{index % 2}" for index in range(N))]
+    (folder / "labels.csv").write_text("\n".join(lines))
+    with open_evaluation(packed(folder, tmp_path / "e.zip"), manifest()) as found:
+        assert found.truth[:3] == (0, 1, 0)
+
+
+def test_a_number_is_no_place_where_labels_are_numbers_themselves(tmp_path):
+    path = saved(tmp_path / "e.npz", frames=frames(), labels=np.array(["1", "0"] * (N // 2)))
+    with pytest.raises(InvalidError, match="'0' is not among"), open_evaluation(path, manifest(labels=["1", "7"])):
+        pass
+
+
 def test_a_folder_says_in_a_third_field_where_pictures_are_from(folder, tmp_path):
     lines = [f"sub/{index:03}.png,cat,{'yard' if index < 5 else 'gate'}" for index in range(N)]
     (folder / "labels.csv").write_text("\n".join(lines))
@@ -204,7 +218,13 @@ def test_a_folder_without_labels_is_not_labelled(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"), [("sub/000.png,cat", "no line for 'sub/001.png'"), ("sub/000.png", "one field"), ("", "no line for 'sub/000.png'")]
+    ("text", "wanted"),
+    [
+        ("sub/000.png,cat", "no line for 'sub/001.png'"),
+        ("sub/000.png", "one field"),
+        ("".join(f"sub/{index:03}.png,2\n" for index in range(N)), "Label 2 is no place"),
+        ("", "no line for 'sub/000.png'"),
+    ],
 )
 def test_labels_that_do_not_fit_the_pictures_are_refused(folder, tmp_path, text, wanted):
     (folder / "labels.csv").write_text(text)
