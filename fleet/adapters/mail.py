@@ -2,7 +2,7 @@
 
 import smtplib
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.message import EmailMessage
@@ -56,23 +56,49 @@ def message_of(alert: Alert, recipient: Recipient, *, sender: str, console_url: 
 
 
 def deliver(server: MailServer | None, recipient: Recipient, message: EmailMessage, *, trust: ssl.SSLContext | None = None) -> None:
-    """Hand the mail in for all addresses of the recipient. Raises: ConfigError when no server is set; TransferError."""
+    """Hand the mail in for all addresses of the recipient.
+
+    Raises: ConfigError when no server is set, or its login cannot be said; TransferError.
+    """
     if server is None:
-        raise ConfigError("mail.host is not set, so nobody gets mail.", hint="Set mail.host and mail.sender; see docs/alerts.md.")
+        raise ConfigError(
+            "mail.host is not set, so nobody gets mail.",
+            hint="Set mail.host and mail.sender in /etc/mooring/fleet.toml and start the server again; see docs/alerts.md.",
+        )
     place = f"{server.host}:{server.port}"
     try:
         with _connected(server, trust or ssl.create_default_context()) as smtp:
             if server.user:
-                smtp.login(server.user, server.password())
+                smtp.login(*_login(server))
             refused = smtp.send_message(message, server.sender, recipient.address.split(","))
     except smtplib.SMTPAuthenticationError as error:
         raise TransferError(f"{place} does not take the login of {server.user}: {error.smtp_code}.", code="mail-login") from error
+    except smtplib.SMTPRecipientsRefused as error:  # all of them
+        raise TransferError(f"{place} did not take the mail for {_refused(error.recipients)}.", code="mail-addresses") from error
     except smtplib.SMTPResponseException as error:
         raise TransferError(f"{place} did not take the mail: {error.smtp_code}.", code="mail-refused") from error
-    except (smtplib.SMTPException, OSError) as error:
-        raise TransferError(f"{place} did not take the mail: {type(error).__name__}.", code="mail-failed") from error
+    except (smtplib.SMTPException, OSError, UnicodeError) as error:  # the last: a host that is no name
+        raise TransferError(f"{place} did not take the mail: {type(error).__name__}: {error}.", code="mail-failed") from error
     if refused:
-        raise TransferError(f"{place} did not take {len(refused)} of the addresses.", code="mail-addresses")
+        raise TransferError(
+            f"{place} did not take {len(refused)} of the addresses, {_refused(refused)}.",
+            code="mail-addresses",
+        )
+
+
+def _login(server: MailServer) -> tuple[str, str]:
+    """User and password. Raises: ConfigError without them: smtplib sends ASCII only, and its own error repeats the password."""
+    password = server.password()
+    if not (server.user.isascii() and password.isascii()):
+        raise ConfigError(
+            "mail.user or the password in mail.password_file has a character beyond ASCII, which is not sent.",
+            hint="Give that account of the mail server a password of letters, digits and signs in ASCII.",
+        )
+    return server.user, password
+
+
+def _refused(answers: Mapping[str, tuple[int, bytes]]) -> str:
+    return ", ".join(f"{address}: {code}" for address, (code, _) in answers.items())
 
 
 def _connected(server: MailServer, trust: ssl.SSLContext) -> smtplib.SMTP:

@@ -1,5 +1,6 @@
 """Mail over a real server: TLS, login, what is refused, and what devices named stays in its line."""
 
+import re
 import ssl
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -83,6 +84,30 @@ def test_a_wrong_login_is_told_without_the_password(files, trust):
 @pytest.mark.parametrize(("how", "text"), [({"verdict": 451}, "451"), ({"refuses": ("ola@example.org",)}, "1 of the addresses")])
 def test_what_the_server_does_not_take_is_tried_again(how, text):
     with smtp_server(**how) as server, pytest.raises(TransferError, match=text):
+        send(server, Encryption.NONE)
+
+
+@pytest.mark.parametrize(("user", "password"), [("mooring", "geheimß"), ("möring", "s3cret")])
+def test_a_login_beyond_ascii_is_told_without_the_password(user, password):
+    with smtp_server(login="mooring:s3cret") as server, pytest.raises(ConfigError, match=r"password_file .*beyond ASCII") as caught:
+        send(server, Encryption.NONE, user=user, password=password)
+    assert password not in f"{caught.value}{caught.value.__cause__}{caught.value.__context__}"
+    assert server.mails == []
+
+
+@pytest.mark.parametrize("host", ["mail..example.org", f"{'x' * 64}.example.org"])
+def test_a_host_that_is_no_name_is_tried_again(host):
+    settings = MailServer(host, 25, Encryption.NONE, "mooring@example.org")
+    message = mail.message_of(ALERT, RECIPIENT, sender=settings.sender, console_url="", now=NOW)
+    with pytest.raises(TransferError, match=re.escape(f"{host}:25 did not take the mail")):
+        mail.deliver(settings, RECIPIENT, message)
+
+
+def test_addresses_that_are_refused_are_named():
+    with smtp_server(refuses=("ola@example.org",)) as server, pytest.raises(TransferError, match=r"ola@example\.org: 5\d\d") as caught:
+        send(server, Encryption.NONE)
+    assert "maria" not in str(caught.value)
+    with smtp_server(refuses=("ola@example.org", "maria@example.org")) as server, pytest.raises(TransferError, match=r"maria.*ola"):
         send(server, Encryption.NONE)
 
 
