@@ -21,7 +21,7 @@ from benchmarks.drift.camera import HELD_OUT, SHIFTS, Lens, Shift, Shot
 from benchmarks.drift.kept import kept
 from benchmarks.drift.numbers import IMAGE
 from benchmarks.drift.scenes import FRAME, digits, scenes
-from fleet.monitoring.accuracy import range_of
+from fleet.monitoring.accuracy import LABEL_BUDGET, Labelled, range_of
 from fleet.monitoring.drift_model import Trust
 from fleet.monitoring.tried import middle
 from fleet.registry.corruptions import SEVERITIES, corrupted, families
@@ -42,15 +42,16 @@ CLEAN = "clean"
 OF_WINDOW, OF_PLACE, OF_DAMAGE = 1100, MAX_ROWS // MAX_PLACES, DAMAGED_OF_PLACE
 #: Rows of a window of few things: an hour.
 HOUR = 3600
-#: Takes of each camera and shift, by which frames and draws differ; the first six of the test were looked at before (ADR 0044, 0052, 0057).
-TAKES = {"study": (0, 1), "test": (6, 7)}
+#: Takes of each camera and shift, by which frames and draws differ; ADR 0044, 0052, 0057 and 0061 looked at the first eight of the test.
+TAKES = {"study": (0, 1), "test": (8, 9)}
 #: Concentrations of the chances of classes, where the study looks at other mixes of things.
 MIXES = (200, 20, 5, 2)
 #: Rows that are kept between runs. Another form is another name.
 _PLACES, _WINDOWS, _DAMAGED = banks.CACHE / "places-3.npz", "windows-2", "damaged-1"
+_LABELS_SEED = (77, 9)
 #: Code that decides what is estimated and believed.
-_SOURCES = ("benchmarks/drift/labels.py", "fleet/monitoring/accuracy.py", "fleet/monitoring/tried.py", "fleet/registry/profiles.py",
-            "fleet/registry/corruptions.py")  # fmt: skip
+_SOURCES = ("benchmarks/drift/labels.py", "fleet/monitoring/accuracy.py", "fleet/monitoring/tried.py", "fleet/monitoring/audited.py",
+            "fleet/monitoring/confidence.py", "fleet/registry/profiles.py", "fleet/registry/corruptions.py")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,26 @@ def judged(cameras: Sequence[int]) -> list[Estimated]:
     return _each("labels", make, cameras)
 
 
+def judged_with_labels(cameras: Sequence[int]) -> list[Estimated]:
+    """As `judged`, by who has labels of random rows of the same camera, of its other take as it is: as many as one alarm may cost."""
+
+    def make(index: int) -> list[Estimated]:
+        return _with_labels(_released(), windows("test", index), index)
+
+    return _each("labels-audited", make, cameras)
+
+
+def study_with_labels(cameras: Sequence[int]) -> list[Estimated]:
+    """As `study` and `study_damaged`, with labels as in `judged_with_labels`."""
+
+    def make(index: int) -> list[Estimated]:
+        its = windows("study", index)
+        its |= {name: [rows] * len(its[CLEAN]) for name, rows in damaged(index).items()}
+        return _with_labels(profile(without=_picture(index)), its, index)
+
+    return _each("labels-audited-study", make, cameras)
+
+
 def study(cameras: Sequence[int]) -> list[Estimated]:
     """Windows of these cameras of the study, by profiles without the places before their pictures: what is chosen is chosen on."""
 
@@ -202,14 +223,27 @@ def _each(name: str, make: Callable[[int], list[Estimated]], cameras: Sequence[i
     return found
 
 
-def _estimated(of: ModelProfile, rows: Rows, shift: str) -> Estimated:
+def _with_labels(of: ModelProfile, its: Mapping[str, Sequence[Rows]], index: int) -> list[Estimated]:
+    """Each take by labels of the take before it."""
+    audits = [_labelled(of, rows, (*_LABELS_SEED, index, take)) for take, rows in enumerate(its[CLEAN])]
+    return [_estimated(of, rows, shift, audits[take - 1]) for shift, takes in its.items() for take, rows in enumerate(takes)]
+
+
+def _labelled(of: ModelProfile, rows: Rows, seed: Sequence[int]) -> Labelled:
+    assert rows.right is not None
+    drawn = np.random.default_rng(list(seed)).choice(len(rows.right), LABEL_BUDGET, replace=False)
+    return Labelled(counted(rows, of.grid), int(rows.right[drawn].sum()), LABEL_BUDGET)
+
+
+def _estimated(of: ModelProfile, rows: Rows, shift: str, *labelled: Labelled) -> Estimated:
     """An open alarm would turn "trusted" to "matched", nothing else."""
-    found = range_of(of, counted(rows, of.grid), alarms=[], match=None)
+    found = range_of(of, counted(rows, of.grid), alarms=[], match=None, labelled=labelled)
     assert found is not None
     assert rows.right is not None
     assert rows.places is not None
     three = [found.estimates[name] for name in ("doc", "atc", "cbpe")]
-    return Estimated(rows.places[0], shift, float(rows.right.mean()), found.estimates["places"], middle(three), found.trust, found.reason)
+    expected = found.estimates["labels" if labelled else "places"]
+    return Estimated(rows.places[0], shift, float(rows.right.mean()), expected, middle(three), found.trust, found.reason)
 
 
 def _taken() -> Mapping[str, Mapping[str, npt.NDArray[np.float32]]]:

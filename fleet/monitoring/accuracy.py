@@ -1,23 +1,24 @@
 """Accuracy without labels, as a range with a flag that says whether to believe it; and with labels, as a bound (DRIFT 6). Pure."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from fleet.monitoring.audited import Audit
+from fleet.monitoring.confidence import confidence_sequence
 from fleet.monitoring.drift_model import AccuracyRange, Alarm, Cause, Measured, Trust
-from fleet.monitoring.tried import Likeness, likeness, middle, tried_of
+from fleet.monitoring.tried import Likeness, Tried, audit, likeness, middle, tried_of
 from protocol.sketches.counts import Counts, split
 from protocol.sketches.grid import FeatureGrid, Grid
 from protocol.sketches.profile import AccuracyReference, ModelProfile
 
 DoubleArray = npt.NDArray[np.float64]
-#: A confidence sequence misses the truth, at any time somebody looks, with this probability at most.
-MISS_RATE = 0.05
 #: Fewer rows than this say nothing: a row per minute for half an hour.
 MIN_ROWS = 30
+#: What labels have to take of the doubt about a place for the range to be theirs.
+HALF = 0.5
 #: Labels drawn at random that one alarm and group may cost (DRIFT 6).
 LABEL_BUDGET = 200
 
@@ -29,6 +30,15 @@ class Match:
     #: Family and severity; empty: none fits.
     family: str
     severity: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """A span of the same pipeline and model version, and what labels drawn at random say of its answers."""
+
+    counts: Counts
+    right: int
+    labels: int
 
 
 def estimate(profile: ModelProfile, counts: Counts) -> Mapping[str, float] | None:
@@ -70,27 +80,39 @@ def class_priors(reference: AccuracyReference, classes: npt.NDArray[np.int64]) -
 
 
 def range_of(
-    profile: ModelProfile, counts: Counts, *, alarms: Iterable[Alarm], match: Match | None, measured: Sequence[Measured] = ()
+    profile: ModelProfile,
+    counts: Counts,
+    *,
+    alarms: Iterable[Alarm],
+    match: Match | None,
+    measured: Sequence[Measured] = (),
+    labelled: Sequence[Labelled] = (),
 ) -> AccuracyRange | None:
     """The range of accuracy with its flag; None when there is nothing to estimate with.
 
     By the places that the release was tried on where it says so (then `estimates` has `places`, the accuracy to be expected); else
     [min - ε, max + ε] of DoC, ATC by entropy and CBPE. `alarms`: open ones of the pipeline and of groups that hold it. `match`: what the
     family of the shift was found to be, if looked for; it counts where the release does not say what places it was tried on.
+    `labelled`: spans of which labels tell by how much the estimate is off here; they count where it does (then `estimates` has
+    `labels`, the accuracy to be expected with them, which the range is of).
     """
     estimates = estimate(profile, counts)
     reference = profile.accuracy
     if estimates is None or reference is None:
         return None
-    used = [estimates["doc"], estimates["atc"], estimates["cbpe"]]
+    used = _three(estimates)
     low, high = min(used) - reference.epsilon, max(used) + reference.epsilon
     tried = tried_of(profile)
-    like = None if tried is None else likeness(tried, profile, counts, used)
+    audits = [] if tried is None else [found for one in labelled if (found := _audit(tried, profile, one)) is not None]
+    like = None if tried is None else likeness(tried, profile, counts, used, audits=audits)
     if like is not None:
-        estimates = {**estimates, "places": like.accuracy}
+        estimates = {**estimates, "places": like.without_labels} | ({"labels": like.accuracy} if audits else {})
         low, high = like.accuracy - like.half_width, like.accuracy + like.half_width
-        high = max(high, middle(used))  # answers beyond their shares are no errors where other things come than at release
+        if like.told < HALF:  # answers beyond their shares are no errors where other things come than at release; labels know
+            high = max(high, middle(used))
     trust, reason = trust_of(alarms, match, like)
+    if like is not None and audits:
+        reason = f"{reason} {_labels_words(sum(one.labels for one in audits), like.accuracy - like.without_labels)}"
     return AccuracyRange(
         low=max(0.0, low),
         high=min(1.0, high),
@@ -101,6 +123,24 @@ def range_of(
         rows=counts.rows,
         measured=tuple(measured),
     )
+
+
+def _audit(tried: Tried, profile: ModelProfile, one: Labelled) -> Audit | None:
+    estimates = estimate(profile, one.counts)
+    if estimates is None or one.labels <= 0:
+        return None
+    return audit(tried, profile, one.counts, _three(estimates), right=one.right, labels=one.labels)
+
+
+def _labels_words(labels: int, by: float) -> str:
+    """What labels of the same pipeline say of its estimates."""
+    if round(100 * abs(by)) == 0:
+        return f"By {labels} labels of the last days estimates are right here."
+    return f"By {labels} labels of the last days estimates are {abs(by):.0%} too {'high' if by < 0 else 'low'} here; that is corrected."
+
+
+def _three(estimates: Mapping[str, float]) -> list[float]:
+    return [estimates[name] for name in ("doc", "atc", "cbpe")]
 
 
 def trust_of(alarms: Iterable[Alarm], match: Match | None, like: Likeness | None = None) -> tuple[Trust, str]:
@@ -128,24 +168,6 @@ def trust_of(alarms: Iterable[Alarm], match: Match | None, like: Likeness | None
     return Trust.NOT_TRUSTED, f"Alarm {moved[0].alarm} is open, and the input moved like nothing that was tried at release."
 
 
-def confidence_sequence(right: int, labels: int, *, miss_rate: float = MISS_RATE) -> tuple[float, float]:
-    """Accuracies that `right` of `labels` random labels leave possible, valid whenever somebody stops to look (beta-binomial mixture).
-
-    All θ with B(k+½, n-k+½)/B(½, ½) < θ^k·(1-θ)^(n-k) / miss_rate. Without labels: 0 to 1.
-    """
-    if labels <= 0:
-        return 0.0, 1.0
-    wrong = labels - right
-    mixture = math.lgamma(right + 0.5) + math.lgamma(wrong + 0.5) - math.lgamma(labels + 1) - math.log(math.pi)
-    least = mixture + math.log(miss_rate)
-
-    def is_in(theta: float) -> bool:
-        return _log_likelihood(right, wrong, theta) > least
-
-    peak = right / labels
-    return _edge(is_in, peak, 0.0), _edge(is_in, peak, 1.0)
-
-
 def measured(right: int, labels: int, name: str = "") -> Measured:
     """Accuracy by labels of one slice ("": all), with its confidence sequence."""
     low, high = confidence_sequence(right, labels)
@@ -161,21 +183,6 @@ def concept_moved(reference_accuracy: float, by_labels: Measured, without_labels
     if without_labels is not None and without_labels.trust is not Trust.NOT_TRUSTED:
         expected = min(expected, without_labels.low)
     return by_labels.labels > 0 and by_labels.high < expected
-
-
-def _log_likelihood(right: int, wrong: int, theta: float) -> float:
-    if (right and theta <= 0) or (wrong and theta >= 1):
-        return -math.inf
-    return (right * math.log(theta) if right else 0.0) + (wrong * math.log1p(-theta) if wrong else 0.0)
-
-
-def _edge(is_in: Callable[[float], bool], inside: float, outside: float) -> float:
-    if is_in(outside):
-        return outside
-    for _ in range(60):
-        middle = (inside + outside) / 2
-        inside, outside = (middle, outside) if is_in(middle) else (inside, middle)
-    return outside
 
 
 def _finite_cells(grid: Grid, counts: Counts, name: str) -> npt.NDArray[np.int64]:

@@ -233,6 +233,21 @@ def count_labels(
     return found
 
 
+def list_random_labels(
+    tx: db.Connection, tenant: TenantId, *, model: str, device: DeviceId, pipeline: str, since: datetime, until: datetime, limit: int
+) -> list[tuple[datetime, bool]]:
+    """Moment and word of labels that were drawn at random and lie in [since, until), the latest first."""
+    table = audit_labels
+    statement = (
+        sa.select(table.c.labeled_at, table.c.is_right)
+        .where(table.c.tenant == tenant, table.c.device == device, table.c.pipeline == pipeline, table.c.model == model)
+        .where(table.c.origin == "random", table.c.labeled_at >= since, table.c.labeled_at < until)
+        .order_by(table.c.labeled_at.desc(), table.c.label)
+        .limit(limit)
+    )
+    return [(row.labeled_at, bool(row.is_right)) for row in tx.execute(statement)]
+
+
 # --- budgets ---
 
 

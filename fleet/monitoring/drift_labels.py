@@ -75,7 +75,7 @@ def _judge_concept(tx: Connection, row: SeriesRow, *, now: datetime) -> None:
         return
     grid = drift_reading.get_grid(tx, row.tenant, row.grid_id)
     since = now - timedelta(days=drift_reading.LABEL_DAYS)
-    expected = drift_reading.estimated(tx, row, grid, since=since, until=now)
+    expected = drift_reading.estimated(tx, row, grid, since=since, until=now, with_labels=False)
     for origin, word in (("random", "labels"), ("bigger-model", "a bigger model")):
         bad = [
             one

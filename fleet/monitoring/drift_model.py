@@ -331,7 +331,7 @@ class AccuracyRange:
     trust: Trust
     #: Why it is not trusted or how it matched, a sentence.
     reason: str
-    #: Name (doc, atc, atc_confidence, cbpe, and places where they are known) → estimate.
+    #: Name (doc, atc, atc_confidence, cbpe; places where they are known, labels where some correct that) → estimate.
     estimates: Mapping[str, float]
     #: Class priors by BBSE, in order of the grid's classes; empty without classes.
     priors: tuple[float, ...]

@@ -22,7 +22,7 @@ from fleet.monitoring import (
     quarantine_store,
     reference_store,
 )
-from fleet.monitoring.accuracy import Match
+from fleet.monitoring.accuracy import Labelled, Match
 from fleet.monitoring.drift_model import (
     DAY,
     AccuracyRange,
@@ -46,8 +46,8 @@ from protocol.sketches.reference import decode_reference
 
 #: A span up to this is summed from windows, a longer one from days.
 _DAYS_OF_WINDOWS = 3
-#: Days that labels count for.
-LABEL_DAYS = 28
+#: Days that labels count for, and how many of one pipeline are read to correct its estimate: more than one each ten minutes.
+LABEL_DAYS, _MOST_LABELS = 28, 5000
 
 
 def device_overview(
@@ -175,8 +175,14 @@ def accuracy_range(
         return estimated(tx, row, grid, since=since, until=until)
 
 
-def estimated(tx: Connection, row: SeriesRow, grid: Grid, *, since: datetime, until: datetime) -> AccuracyRange | None:
-    """Accuracy without labels over [since, until); None when the release carries nothing to estimate with."""
+def estimated(
+    tx: Connection, row: SeriesRow, grid: Grid, *, since: datetime, until: datetime, with_labels: bool = True
+) -> AccuracyRange | None:
+    """Accuracy over [since, until); None when the release carries nothing to estimate with.
+
+    `with_labels`: what labels of the last days say of estimates of this pipeline is taken off; else it is what inputs and answers alone
+    let expect.
+    """
     profile = find_profile(tx, row.tenant, row.model, row.grid_id)
     if profile is None:
         return None
@@ -185,7 +191,24 @@ def estimated(tx: Connection, row: SeriesRow, grid: Grid, *, since: datetime, un
         one for one in alarm_store.list_open(tx, row.tenant, device=row.device) if one.subject.model == row.model and _covers(one, row)
     ]
     match = _match(tx, row, grid, profile, counts) if any(one.moves_input for one in opened) else None
-    return accuracy.range_of(profile, counts, alarms=opened, match=match, measured=measured_of(tx, row, now=until))
+    labelled = _labelled_days(tx, row, grid, until=until) if with_labels else []
+    return accuracy.range_of(profile, counts, alarms=opened, match=match, measured=measured_of(tx, row, now=until), labelled=labelled)
+
+
+def _labelled_days(tx: Connection, row: SeriesRow, grid: Grid, *, until: datetime) -> list[Labelled]:
+    """The last days on which labels were drawn at random of what the series counted, oldest first."""
+    since = until - timedelta(days=LABEL_DAYS)
+    listed = alarm_store.list_random_labels(
+        tx, row.tenant, model=row.model, device=row.device, pipeline=row.pipeline, since=since, until=until, limit=_MOST_LABELS
+    )
+    words: dict[int, list[bool]] = {}
+    for moment, is_right in listed:
+        words.setdefault(drift_sums.day_start(drift_sums.sub_window_of(moment)), []).append(is_right)
+    if not words:
+        return []
+    sums = drift_store.list_sums(tx, row.tenant, [row.series_key], "day", start=min(words), end=max(words) + 1)
+    days = [one for one in sums.get(row.series_key, []) if one.w0 in words]
+    return [Labelled(drift_sums.sum_of_sums([one], grid), sum(words[one.w0]), len(words[one.w0])) for one in days]
 
 
 def _covers(alarm: Alarm, row: SeriesRow) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fleet.monitoring.audited import Audit, Expected, correction
 from protocol.sketches.counts import Counts
 from protocol.sketches.profile import ModelProfile, TrialReference
 from protocol.sketches.summary import summarizer, summary
@@ -80,6 +81,9 @@ class Likeness:
     half_width: float
     #: Why it is not to be believed; empty: it is.
     outside: str
+    #: Accuracy to be expected without labels of the same place, and what part of the doubt labels took away.
+    without_labels: float
+    told: float
 
 
 def middle(estimates: Sequence[float]) -> float:
@@ -122,23 +126,43 @@ def tried_of(profile: ModelProfile) -> Tried | None:
     )
 
 
-def likeness(tried: Tried, profile: ModelProfile, counts: Counts, estimates: Sequence[float]) -> Likeness:
-    """What accuracy to expect of the window, by its three estimates and its counts, and whether to believe it."""
+def audit(tried: Tried, profile: ModelProfile, counts: Counts, estimates: Sequence[float], *, right: int, labels: int) -> Audit:
+    """Labels drawn at random of a span beside what its estimates and counts let expect without them."""
+    return Audit(_without_labels(tried, counts, estimates), summary(counts, profile.grid), right, labels)
+
+
+def likeness(tried: Tried, profile: ModelProfile, counts: Counts, estimates: Sequence[float], *, audits: Sequence[Audit] = ()) -> Likeness:
+    """What accuracy to expect of the window, by its three estimates and its counts, and whether to believe it.
+
+    `audits`: what labels said of other spans of the same pipeline, while it ran the same model version.
+    """
     where = summary(counts, profile.grid)
-    known = ~np.isnan(where)
-    distances = np.sqrt(((tried.places[:, known] - where[known] / tried.unit[known]) ** 2).mean(axis=1))
+    distances = _distances(where, tried.places, tried.unit)
     nearest = tried.trials[int(distances.argmin())]
+    expected = _without_labels(tried, counts, estimates)
+    corrected = correction(audits, expected)
+    accuracy = min(1.0, max(0.0, expected.accuracy + corrected.by))
+    half_width = _WIDE * float(np.sqrt(corrected.by_place + expected.by_chance))
+    known = [*distances.tolist(), *(_distances(where, one.where[None] / tried.unit, tried.unit)[0] for one in audits)]
+    outside = ""
+    if half_width > BELIEVED:
+        outside = f"{_why(expected, tried.usual, corrected.by_place)} The estimate may be off by {half_width:.0%}."
+    elif min(known) > tried.farthest:
+        outside = "The window looks like nothing that was tried at release."
+    return Likeness(nearest, accuracy, half_width, outside, expected.accuracy, corrected.told)
+
+
+def _without_labels(tried: Tried, counts: Counts, estimates: Sequence[float]) -> Expected:
     answered = int(counts.classes.sum()) * counts.effective / max(1, counts.rows)  # neighbours in time are one thing
     seen = np.array(_seen(estimates, _shares(counts.classes), answered, tried.answers, tried.usual))
     accuracy = min(1.0, max(0.0, float(_expected(seen[None], tried.seen, tried.accuracy, tried.each, tried.usual)[0])))
-    by_place, by_chance = _variance(tried, seen), accuracy * (1 - accuracy) / max(1, counts.effective)
-    half_width = _WIDE * float(np.sqrt(by_place + by_chance))
-    outside = ""
-    if half_width > BELIEVED:
-        outside = f"{_why(seen, tried.usual, by_place, by_chance)} The estimate may be off by {half_width:.0%}."
-    elif float(distances.min()) > tried.farthest:
-        outside = "The window looks like nothing that was tried at release."
-    return Likeness(nearest, accuracy, half_width, outside)
+    return Expected(seen, accuracy, _variance(tried, seen), accuracy * (1 - accuracy) / max(1, counts.effective))
+
+
+def _distances(where: DoubleArray, places: DoubleArray, unit: DoubleArray) -> DoubleArray:
+    """From a summary to each of `places`, float64[n, d] in units: root mean square of the coordinates that both know."""
+    apart = (places - where / unit) ** 2
+    return np.asarray(np.sqrt(np.nanmean(apart, axis=1)))
 
 
 def _site(place: str) -> str:
@@ -238,10 +262,10 @@ def _variance(tried: Tried, seen: DoubleArray) -> float:
     return max(_LEAST**2, float(counted @ squares + before) / (float(counted.sum()) + 1)) + by_mix
 
 
-def _why(seen: DoubleArray, usual: float, by_place: float, by_chance: float) -> str:
-    """In words what makes an estimate unsure."""
-    surer, apart = seen.tolist()
-    if by_chance > by_place:
+def _why(expected: Expected, usual: float, by_place: float) -> str:
+    """In words what makes an estimate unsure, of whose place so much variance is left."""
+    surer, apart = expected.seen.tolist()
+    if expected.by_chance > by_place:
         return "So few rows that are independent say little."
     if apart >= abs(surer):
         return f"The model gives other answers than at release: {apart:.0%} of them are beyond their shares."

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from simulators.sketches import MODEL, W0, WatchedDevice, counts, profile, reference
 
 from fleet.monitoring import accuracy, alarms, attribution, detectors, drift_sums
-from fleet.monitoring.accuracy import Match, confidence_sequence
+from fleet.monitoring.accuracy import Match
+from fleet.monitoring.confidence import confidence_sequence
 from fleet.monitoring.attribution import Base
 from fleet.monitoring.detectors import Scored
 from fleet.monitoring.drift_model import (
