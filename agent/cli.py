@@ -33,6 +33,8 @@ _EXITS: tuple[tuple[type[MooringError], int], ...] = (
     (TransferError, 6),
 )
 INTERRUPTED = 130
+#: Days that a recording may be asked of at most: a hundred years, which is all that is kept.
+_MOST_DAYS = 36_500
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,9 +149,16 @@ def _add_serve(commands: _Commands) -> None:
 def _add_drift(commands: _Commands) -> None:
     commands.add("show", drift.show, "per pipeline: how far its reference is, and what the evidence says")
     record = commands.add("record", drift.record, "copy the kept sub-windows into a signed file, from which a server can learn a reference")
-    record.add_argument("--days", type=int, default=28, metavar="N", help="the latest so many days; default: 28")
+    record.add_argument("--days", type=_days, default=28, metavar="N", help="the latest so many days, 1 or more; default: 28")
     record.add_argument("--pipeline", metavar="NAME", help="of this pipeline only")
     record.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="where to put them")
+
+
+def _days(text: str) -> int:
+    """A number of days. Raises: ArgumentTypeError."""
+    if not text.isdecimal() or not 1 <= int(text[:6]) <= _MOST_DAYS:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}; wanted a whole number from 1 to {_MOST_DAYS}")
+    return int(text)
 
 
 def _add_config(commands: _Commands) -> None:

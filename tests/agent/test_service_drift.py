@@ -268,7 +268,18 @@ def test_kept_sub_windows_are_copied_into_a_file_that_the_device_signs(
     assert len(recorded) == said["subwindows"] >= 3
     assert {one.grid for one in recorded} == {grid}
     assert sum(one.window.counts.rows for one in recorded) > 30
+    assert said["complete_days"] == {"front": 0}
     assert main([*command, "--pipeline", "back"]) == 3
+    assert "No sub-windows of pipeline back of the last 36500 days are kept here. There are some of front." in capsys.readouterr().err
+    assert main([one for one in command if one != "--json"]) == 0
+    assert "learns no reference from it yet: front has 0 complete days, wanted 14." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("days", ["0", "-3", "x", "1.5", "36501"])
+def test_a_recording_of_days_that_are_none_is_a_usage_error(days: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["drift", "record", "--days", days, "-o", str(tmp_path / "x")])
+    assert (ended.value.code, "wanted a whole number from 1 to 36500" in capsys.readouterr().err) == (2, True)
 
 
 def test_drift_is_shown_in_words(service: Service, clock: FakeClock, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
