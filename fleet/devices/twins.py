@@ -128,7 +128,7 @@ def set_device_config(
     expected_revision: int | None = None,
     reason: str = "",
 ) -> Twin:
-    """Make this the device's own config patch.
+    """Make this the device's own config patch; what the server tells a device of drift by itself stays where the patch does not name it.
 
     Raises: NotFoundError; StaleRevisionError; InvalidError when it holds pipelines, or references that no message can bring.
     """
@@ -136,12 +136,19 @@ def set_device_config(
         raise InvalidError("A device's pipelines are set as its list of pipelines, not in its config.")
     with database.transaction() as tx:
         before = _checked(tx, tenant, device, expected_revision)
-        twin = refresh(tx, tenant, device, now=now, config=config, revision=before.revision + 1)
-        if config.drift.references != before.config.drift.references:
+        whole = config.model_copy(update={"drift": _with_own(config.drift, before.config.drift)})
+        twin = refresh(tx, tenant, device, now=now, config=whole, revision=before.revision + 1)
+        if whole.drift.references != before.config.drift.references:
             _check_size(twin)
         detail = {"revision": twin.revision, "config": config.model_dump(mode="json", exclude_defaults=True)}
         _record(tx, tenant, device, "device.config-changed", by, now, reason, detail)
     return twin
+
+
+def _with_own(asked: DriftPatch, before: DriftPatch) -> DriftPatch:
+    """What somebody asks, with alarms taken, new normals and references lent before: commands put those there, which nobody repeats."""
+    own = ("acknowledged", "rebaselined", "references")
+    return asked.model_copy(update={name: getattr(before, name) for name in own if getattr(asked, name) is None})
 
 
 def change_drift(

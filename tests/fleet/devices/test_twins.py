@@ -94,6 +94,23 @@ def test_only_a_real_change_is_counted_and_announced(world, device):
         assert store.get_twin(tx, T0, CAM).revision == 3  # what people set was set twice
 
 
+def test_a_devices_new_config_keeps_what_commands_told_it_of_drift(world, device):
+    told = {"acknowledged": ("front",), "rebaselined": {"front": 7}, "references": {"front": "QUJD"}, "check": "device"}
+    with world.database.transaction() as tx:
+        twins.change_drift(tx, T0, CAM, lambda patch: patch.model_copy(update=told), now=NOW)
+
+    def set_drift(**values: object) -> dict[str, object]:
+        twins.set_device_config(world.database, tenant=T0, device=CAM, config=parse_config({"drift": values}), by=ANNA, now=NOW)
+        return _desired(world).config["drift"]
+
+    kept = {"acknowledged": ["front"], "rebaselined": {"front": 7}, "references": {"front": "QUJD"}}
+    assert set_drift(check="server", indoor=True) == {**kept, "check": "server", "indoor": True}
+    assert set_drift(references={}) == {**kept, "references": {}}, "what the config names is as it says"
+    with world.database.reading() as tx:
+        said = [one.detail["config"] for one in audit.list_entries(tx, T0) if one.action == "device.config-changed"]
+    assert {"drift": {"check": "server", "indoor": True}} in said, "the audit log has what somebody asked, not what was kept"
+
+
 def test_several_changes_before_the_device_was_told_are_one_job(world, device):
     _announced(world)
     for poll_s in (60, 61, 62):
