@@ -64,7 +64,7 @@ from fleet.monitoring.alerts.announcing import DELIVER
 from fleet.monitoring.alerts.model import Counted
 from fleet.monitoring.drift_alarms import PUBLISH_ALARM
 from fleet.monitoring.drift_model import OPEN_STATES
-from fleet.monitoring.drift_rules import DriftRules
+from fleet.monitoring.drift_rules import rules_of
 from fleet.monitoring.ingest import IngestRules, IngestWorker
 from fleet.monitoring.live import LiveFeed
 from fleet.registry.deltas import BUILD_DELTAS, ChildEncoder, DeltaRules
@@ -516,17 +516,6 @@ def banner_text(config: FleetConfig, clock: Clock) -> str:
 # --- the roles ---
 
 
-def drift_rules(config: FleetConfig) -> DriftRules:
-    """What the operator asks of drift."""
-    asked = config.drift
-    return DriftRules(
-        rate=asked.false_alarms_per_device_year,
-        fleet_rate=asked.fleet_false_alarms_per_year,
-        group_rate=asked.group_false_alarms_per_year,
-        alpha=asked.false_discovery_share,
-    )
-
-
 def ingest_rules(server: Server) -> IngestRules:
     """What ingest asks of the server's other domains."""
 
@@ -608,7 +597,7 @@ class Controller:
                             act()
                         except Exception as error:  # noqa: BLE001 - raised below: a duty that fails keeps none of the others from being done
                             failed = failed or error
-                drift_tick.tick(ground.database, rules=drift_rules(server.config), now=server.clock.now())
+                drift_tick.tick(ground.database, rules=rules_of(server.config.drift), now=server.clock.now())
                 loop.tick(ground.registry)
                 while not stop.is_set() and jobs.work_once(ground.database, server.clock, handlers) is not None:
                     pass
@@ -633,7 +622,7 @@ class Controller:
     def _keep_drift(self) -> None:
         """What releases bring for drift, thresholds, and which devices are listed."""
         server, ground = self.server, self.server.standing
-        drift_tick.keep_house(ground.database, ground.blobs, rules=drift_rules(server.config), now=server.clock.now())
+        drift_tick.keep_house(ground.database, ground.blobs, rules=rules_of(server.config.drift), now=server.clock.now())
 
     def _keep_house(self, shut_out: set[DeviceId]) -> None:
         """Notice silence; tell the embedded broker who was admitted and revoked, and end what the revoked have open."""

@@ -15,7 +15,7 @@ from simulators.enrolling import EnrollingDevice
 from fleet import service
 from fleet.audit import Actor, ActorKind
 from fleet.bus import Incoming
-from fleet.config import FleetConfig
+from fleet.config import DriftConfig, FleetConfig
 from fleet.devices import enrollment, groups
 from fleet.devices import store as device_store
 from fleet.devices.enrollment import TrustRoots
@@ -201,9 +201,9 @@ class Browser(httpx.Client):
 
 
 @contextmanager
-def running_site(folder: Path, *, clock: Clock | None = None) -> Iterator[ConsoleSite]:
+def running_site(folder: Path, *, clock: Clock | None = None, drift: DriftConfig = DriftConfig()) -> Iterator[ConsoleSite]:  # noqa: B008 - frozen
     """The console on a free port, with demo keys: lines open by themselves."""
-    config, clock = FleetConfig(data_dir=folder, demo_keys=True), clock or SystemClock()
+    config, clock = FleetConfig(data_dir=folder, demo_keys=True, drift=drift), clock or SystemClock()
     ground = service.lay_ground(config, clock=clock)
     services = Services(
         config=config,

@@ -1,15 +1,22 @@
 """mooring alarm: what drifted, who takes it, and how it ended."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import typer
 
 from fleet.cli import output
 from fleet.cli.output import JsonOption, ReasonOption, ServerOption, YesOption
-from fleet.cli.session import open_api
-from protocol.errors import InvalidError
+from fleet.cli.session import check_device, open_api
+from protocol.errors import InvalidError, NotFoundError
 
 app = typer.Typer(no_args_is_help=True, help="Alarms: what drifted, and who answers.")
+_OPEN = ("raised", "acknowledged")
+_STATES = (*_OPEN, "cleared")
+#: What a person may end an alarm as.
+_OUTCOMES = ("condition", "false_alarm")
+_AS = "condition: something is broken, dirty, covered or worked on; false_alarm: nothing changed, which counts against the promise."
+_UNTIL = "ISO 8601, UTC when no zone is given, e.g. 2026-12-24T18:00Z, at most a year ahead; not given: tell again."
 
 _COLUMNS: tuple[tuple[str, Any], ...] = (
     ("ALARM", lambda row: row["alarm"]),
@@ -30,20 +37,26 @@ def list_alarms(
     server: str | None = ServerOption,
 ) -> None:
     """List alarms, those raised last first."""
-    states = [] if every else state or ["raised", "acknowledged"]
+    wrong = next((one for one in state if one not in _STATES), None)
+    if wrong is not None:
+        raise InvalidError(f"--state {wrong!r} is no state of an alarm.", hint=f"Wanted: {', '.join(_STATES)}.")
+    states = [] if every else state or list(_OPEN)
     with open_api(server) as api:
         rows = list(api.pages("/alarms", state=states or None, device=device))
+        if device is not None and not rows:
+            check_device(api, device)
     if as_json:
         output.document(rows)
         return
-    output.table(_COLUMNS, rows, empty="No alarm is open." if not every else "There were no alarms.")
+    empty = "There were no alarms." if every else f"No alarm is {' or '.join(state)}." if state else "No alarm is open."
+    output.table(_COLUMNS, rows, empty=empty)
 
 
 @app.command()
 def show(alarm: str, as_json: bool = JsonOption, server: str | None = ServerOption) -> None:
     """Show one alarm: what moved and how sure."""
     with open_api(server) as api:
-        found = api.get(f"/alarms/{alarm}")
+        found = api.get(_path(alarm))
     if as_json:
         output.document(found)
         return
@@ -59,8 +72,11 @@ def show(alarm: str, as_json: bool = JsonOption, server: str | None = ServerOpti
         "onset",
         "raised_at",
         "words",
+        "acknowledged_by",
         "note",
+        "link",
         "muted_until",
+        "cleared_at",
     )
     output.facts({name: found[name] for name in names})
     output.facts(
@@ -92,26 +108,26 @@ def acknowledge(
 @app.command()
 def clear(
     alarm: str,
-    outcome: str = typer.Option(..., "--as", help="condition: broken, covered, maintenance; false_alarm: nothing changed."),
+    outcome: str = typer.Option(..., "--as", help=_AS),
     yes: bool = YesOption,
     reason: str = ReasonOption,
     server: str | None = ServerOption,
 ) -> None:
     """End an alarm."""
-    if outcome not in {"condition", "false_alarm"}:
-        raise InvalidError(f"--as {outcome!r} ends no alarm.", hint="Wanted: condition or false_alarm.")
+    if outcome not in _OUTCOMES:
+        raise InvalidError(f"--as {outcome!r} ends no alarm.", hint=f"Wanted: {' or '.join(_OUTCOMES)}.")
     _act(server, alarm, "clear", {"outcome": outcome, "reason": reason}, ask=f"{alarm} is over: {outcome}.", yes=yes)
 
 
 @app.command()
 def mute(
     alarm: str,
-    until: str | None = typer.Option(None, "--until", help="ISO 8601, e.g. 2026-12-24T18:00Z; not given: tell again."),
+    until: str | None = typer.Option(None, "--until", help=_UNTIL),
     reason: str = ReasonOption,
     server: str | None = ServerOption,
 ) -> None:
     """Tell nobody of an alarm until then; it is still recorded."""
-    _act(server, alarm, "mute", {"until": until, "reason": reason})
+    _act(server, alarm, "mute", {"until": None if until is None else _moment(until).isoformat(), "reason": reason})
 
 
 @app.command()
@@ -136,9 +152,27 @@ def promise(as_json: bool = JsonOption, server: str | None = ServerOption) -> No
 
 def _act(server: str | None, alarm: str, verb: str, body: dict[str, Any], *, ask: str = "", yes: bool = True) -> None:
     with open_api(server) as api:
-        found, etag = api.get_with_etag(f"/alarms/{alarm}")
+        found, etag = api.get_with_etag(_path(alarm))
         if ask:
             output.confirm(f"{ask} {found['words']}", yes=yes, reason=str(body.get("reason", "")))
-        made = api.send("POST", f"/alarms/{alarm}/{verb}", body, etag=etag)
+        made = api.send("POST", f"{_path(alarm)}/{verb}", body, etag=etag)
     muted = f", muted until {made['muted_until'][:16]}" if made["muted_until"] else ""
     output.say(f"Alarm {alarm} is {made['state']}{muted}.")
+
+
+def _path(alarm: str) -> str:
+    """Where the API has the alarm. Raises: NotFoundError for what is no alarm's id: other things live below that address."""
+    if not alarm.startswith("al-"):
+        raise NotFoundError(f"There is no alarm {alarm[:80]!r}.", hint="Wanted an id as `mooring alarm list` shows it: al-….")
+    return f"/alarms/{alarm}"
+
+
+def _moment(text: str) -> datetime:
+    """The moment, of UTC when it names no zone. Raises: InvalidError."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidError(
+            f"--until {text[:80]!r} is no moment.", hint="Wanted ISO 8601, e.g. 2026-12-24T18:00Z (UTC) or 2026-12-24T18:00+01:00."
+        ) from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)

@@ -69,6 +69,7 @@ class Api:
         self, method: str, path: str, body: Any = None, *, etag: str | None = None, key: str | None = None, timeout_s: float = TIMEOUT_S
     ) -> Any:
         """The JSON that a change answers. Raises: any MooringError."""
+        _check_numbers(body)
         headers = {**({"If-Match": etag} if etag else {}), **({"Idempotency-Key": key} if key else {})}
         return _document(self._send(method, path, json=body, headers=headers, timeout=timeout_s))
 
@@ -118,6 +119,7 @@ class Api:
             raise _unreachable(self.server, error) from error
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        _check_path(path)
         try:
             answer = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
@@ -125,6 +127,23 @@ class Api:
         if answer.status_code >= 400:
             raise problem_of(answer)
         return answer
+
+
+def _check_path(path: str) -> None:
+    """Nothing for a path whose names are names. Raises: InvalidError: an empty one, or `..`, `?`, `#` would ask for something else."""
+    for name in path.removeprefix("/").split("/"):
+        if name in {"", ".", ".."} or not name.isprintable() or set(name) & set("?#%\\"):
+            raise InvalidError(
+                f"{name[:80]!r} in {path[:120]!r} is no name.", hint="Give the name or id as the list of the same command prints it."
+            )
+
+
+def _check_numbers(body: Any) -> None:
+    """Nothing for a document that JSON can say. Raises: InvalidError: people write `nan` and `inf` where a number is wanted."""
+    try:
+        json.dumps(body, allow_nan=False)
+    except ValueError:
+        raise InvalidError("One of the numbers is nan or infinite; wanted a finite one.") from None
 
 
 class _Counting:

@@ -6,7 +6,8 @@ import typer
 
 from fleet.cli import drift_reference, output
 from fleet.cli.output import JsonOption, ReasonOption, ServerOption, YesOption
-from fleet.cli.session import open_api
+from fleet.cli.session import check_device, open_api
+from protocol.errors import InvalidError
 
 app = typer.Typer(no_args_is_help=True, help="Drift: what devices saw, and what is normal for them.")
 app.add_typer(drift_reference.app, name="reference")
@@ -28,13 +29,19 @@ _ROWS: tuple[tuple[str, Any], ...] = (
 @app.command()
 def show(
     device: str | None = typer.Argument(None, help="One device; all when not given."),
-    pipeline: str | None = typer.Option(None, "--pipeline", help="One of its pipelines, with its features and its accuracy."),
+    pipeline: str | None = typer.Option(None, "--pipeline", help="One pipeline of DEVICE, with its features and its accuracy."),
     as_json: bool = JsonOption,
     server: str | None = ServerOption,
 ) -> None:
     """Show where devices stand against what is normal for them, those of most evidence first."""
+    if pipeline is not None and device is None:
+        raise InvalidError(
+            f"--pipeline {pipeline[:80]!r} is of no device.", hint="Name the device: mooring drift show DEVICE --pipeline P."
+        )
     with open_api(server) as api:
-        found = api.get(f"/devices/{device}/drift/{pipeline}") if device and pipeline else api.get("/drift", device=device)["items"]
+        found = api.get("/drift", device=device)["items"] if pipeline is None else api.get(f"/devices/{device}/drift/{pipeline}")
+        if device is not None and not found:
+            check_device(api, device)
     if as_json:
         output.document(found)
     elif isinstance(found, list):
@@ -100,6 +107,8 @@ def quarantine(
     """Show windows that were put aside: those that wait for a release with their grid, and those that overlap others."""
     with open_api(server) as api:
         found = api.get("/drift/quarantine", device=device)["items"]
+        if device is not None and not found:
+            check_device(api, device)
     if as_json:
         output.document(found)
         return
@@ -124,6 +133,8 @@ def unconfirmed(
     """Show alarms that devices say they have and no window confirms, with the reason."""
     with open_api(server) as api:
         found = api.get("/drift/unconfirmed", device=device)["items"]
+        if device is not None and not found:
+            check_device(api, device)
     if as_json:
         output.document(found)
         return

@@ -10,13 +10,15 @@ from fleet.monitoring.drift_model import (
     MIN_HOLD,
     REOPEN_WITHIN,
     SUB_WINDOW,
+    TRANSITIONS,
     Alarm,
     AlarmEvent,
+    AlarmState,
     Attribution,
     Cause,
     next_alarm_state,
 )
-from protocol.errors import InvalidError
+from protocol.errors import ConflictError, InvalidError
 from protocol.ids import DeviceId
 
 #: Probability that the true rate lies above the bound.
@@ -53,13 +55,32 @@ def is_told(alarm: Alarm, now: datetime, *, hold: timedelta) -> bool:
 
 def acknowledged(alarm: Alarm, *, by: str, now: datetime, note: str, link: str) -> Alarm:
     """The alarm, taken. Raises: ConflictError when it is not raised."""
-    state = next_alarm_state(alarm.state, AlarmEvent.TAKEN)
+    state = _after(alarm, AlarmEvent.TAKEN)
     return replace(alarm, state=state, acknowledged_at=now, acknowledged_by=by, note=note, link=link, revision=alarm.revision + 1)
 
 
 def cleared(alarm: Alarm, outcome: AlarmEvent, *, now: datetime) -> Alarm:
     """The alarm, over. Raises: ConflictError when it is not open, or the event ends none."""
-    return replace(alarm, state=next_alarm_state(alarm.state, outcome), outcome=outcome, cleared_at=now, revision=alarm.revision + 1)
+    return replace(alarm, state=_after(alarm, outcome), outcome=outcome, cleared_at=now, revision=alarm.revision + 1)
+
+
+def _after(alarm: Alarm, event: AlarmEvent) -> AlarmState:
+    """Where the event leads the alarm. Raises: ConflictError that says who was there before, and what is left to do."""
+    if (alarm.state, event) in TRANSITIONS:
+        return next_alarm_state(alarm.state, event)
+    if alarm.cleared_at is not None and alarm.state is AlarmState.CLEARED:
+        raise ConflictError(
+            f"Alarm {alarm.alarm} is over since {alarm.cleared_at:%Y-%m-%d %H:%M} UTC, as {alarm.outcome}.",
+            code="alarm-state",
+            hint="Nothing is to be done; `mooring alarm list` has those that are open. It opens again by itself when it is seen again.",
+        )
+    if alarm.acknowledged_at is not None and event is AlarmEvent.TAKEN:
+        raise ConflictError(
+            f"Alarm {alarm.alarm} was taken by {alarm.acknowledged_by} at {alarm.acknowledged_at:%Y-%m-%d %H:%M} UTC.",
+            code="alarm-state",
+            hint=f"Ask them, or end it when it is over: mooring alarm clear {alarm.alarm} --as condition|false_alarm.",
+        )
+    return next_alarm_state(alarm.state, event)
 
 
 def check_outcome(outcome: AlarmEvent) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fleet.config import DriftConfig
 from fleet.monitoring.detectors import ALPHA
 
 
@@ -17,3 +18,13 @@ class DriftRules:
     group_rate: float = 1.0
     #: Share of wrong names in the order of devices.
     alpha: float = ALPHA
+
+
+def rules_of(asked: DriftConfig) -> DriftRules:
+    """What the server's settings ask."""
+    return DriftRules(
+        rate=asked.false_alarms_per_device_year,
+        fleet_rate=asked.fleet_false_alarms_per_year,
+        group_rate=asked.group_false_alarms_per_year,
+        alpha=asked.false_discovery_share,
+    )

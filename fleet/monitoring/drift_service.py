@@ -6,9 +6,10 @@ from datetime import datetime, timedelta
 
 from fleet.audit import Actor
 from fleet.db import Connection, Database, check_revision
-from fleet.monitoring import alarm_store, alarms, drift_sums, reference_store
+from fleet.monitoring import alarm_store, alarms, drift_budget, drift_sums, reference_store
 from fleet.monitoring.drift_alarms import clear_alarm, save_changed, set_taken, tell
 from fleet.monitoring.drift_model import Alarm, AlarmEvent, AlarmState, FalseAlarms, Notice
+from fleet.monitoring.drift_rules import DriftRules
 from protocol.errors import InvalidError
 from protocol.ids import DeviceId, TenantId
 
@@ -90,7 +91,11 @@ def mute(
     """Tell nobody of it until then (None: tell again); it is still recorded. Raises: NotFoundError; InvalidError; StaleRevisionError."""
     check_reason(reason)
     if until is not None and not now < until <= now + timedelta(days=MAX_MUTE_DAYS):
-        raise InvalidError(f"Muted until {until:%Y-%m-%d %H:%M}; wanted a moment from now on, at most {MAX_MUTE_DAYS} days ahead.")
+        raise InvalidError(
+            f"Muted until {until:%Y-%m-%d %H:%M} UTC; wanted a moment after now, which is {now:%Y-%m-%d %H:%M}, "
+            f"by {MAX_MUTE_DAYS} days at most.",
+            hint="To tell of it again, give no moment.",
+        )
     with database.transaction() as tx:
         found = _held(tx, tenant, alarm, revision)
         muted = replace(found, muted_until=until, revision=found.revision + 1)
@@ -104,9 +109,13 @@ def explain(alarm: Alarm) -> str:
     return alarm.words
 
 
-def false_alarms(database: Database, tenant: TenantId, *, since: datetime, now: datetime, rate: float = 1.0) -> FalseAlarms:
-    """How the promised rate was kept since a moment: alarms of devices, and those of them that people called false."""
+def false_alarms(database: Database, tenant: TenantId, *, since: datetime, now: datetime, rules: DriftRules) -> FalseAlarms:
+    """How the promised rate was kept since a moment: alarms of devices, and those of them that people called false.
+
+    The rate is what one device is allowed: its own, or its part of what the fleet is.
+    """
     with database.reading() as tx:
+        rate = drift_budget.allowed(alarms.rate_of(rules.rate, rules.fleet_rate, alarm_store.find_budget(tx, tenant) or 1))
         counts = alarm_store.count_by_outcome(tx, tenant, since=since)
         watched = reference_store.list_watched(tx, tenant)
     years = sum(max(0.0, (min(now, drift_sums.moment_of(end)) - max(since, start)).total_seconds()) for start, end in watched) / (

@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from fleet.devices import service as devices
 from fleet.monitoring import drift_claims, drift_reading, drift_service
 from fleet.monitoring.drift_model import OPEN_STATES, Alarm, AlarmEvent, AlarmState, OverviewRow, SubjectKind, TimePoint
+from fleet.monitoring.drift_rules import rules_of
 from fleet.web import drift_views, render
 from fleet.web.auth import Caller, require, services_of
 from fleet.web.charts import SPANS, Range
@@ -206,7 +207,8 @@ def _alarms_view(request: Request, caller: Caller, shown: str, after: str | None
     services = services_of(request)
     now = services.clock.now()
     found = drift_service.list_alarms(services.database, caller.tenant, states=_SHOWN[shown], after=after, limit=PAGE_SIZE + 1)
-    promise = drift_service.false_alarms(services.database, caller.tenant, since=now - timedelta(days=PROMISE_DAYS), now=now)
+    rules = rules_of(services.config.drift)
+    promise = drift_service.false_alarms(services.database, caller.tenant, since=now - timedelta(days=PROMISE_DAYS), now=now, rules=rules)
     more = f"/alarms?show={shown}&after={found[PAGE_SIZE - 1].alarm}" if len(found) > PAGE_SIZE else ""
     claims = drift_claims.list_unconfirmed(services.database, caller.tenant, now=now) if shown == "open" and not after else []
     opened = count_open(request, caller)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from fleet.monitoring import drift_service
 from fleet.monitoring.drift_model import Alarm, AlarmEvent, AlarmState
+from fleet.monitoring.drift_rules import rules_of
 from fleet.web import rest
 from fleet.web.admin.bodies import Body, Reason, ShortText, Since, utc
 from fleet.web.auth import Caller, require, services_of
@@ -69,10 +70,8 @@ def list_alarms(
 def promise(request: Request, caller: Reads, since: Since = None) -> Response:
     """How the promised rate of false alarms was kept: a year back when nothing is said."""
     services = services_of(request)
-    now, rules = services.clock.now(), services.config.drift
-    found = drift_service.false_alarms(
-        services.database, caller.tenant, since=utc(since) or now - YEAR, now=now, rate=rules.false_alarms_per_device_year
-    )
+    now, rules = services.clock.now(), rules_of(services.config.drift)
+    found = drift_service.false_alarms(services.database, caller.tenant, since=utc(since) or now - YEAR, now=now, rules=rules)
     return rest.one(asdict(found))
 
 

@@ -40,6 +40,24 @@ def test_an_answer_that_is_no_problem_document_still_is_an_error(content: bytes)
     assert "502" in str(problem_of(httpx.Response(502, content=content)))
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "../devices", "a/../b", "a?next=b", "a#b", "a%2fb", "a\nb"])
+def test_what_is_no_name_is_told_and_asks_the_server_for_nothing(name: str):
+    def answer(request: httpx.Request) -> httpx.Response:
+        pytest.fail(f"the server was asked for {request.url}")
+
+    with Api("http://server", transport=httpx.MockTransport(answer)) as api, pytest.raises(errors.InvalidError, match="is no name"):
+        api.get(f"/alarms/{name}")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_json_cannot_say_is_told(number: float):
+    with (
+        Api("http://server", transport=httpx.MockTransport(lambda _: httpx.Response(200, json={}))) as api,
+        pytest.raises(errors.InvalidError, match="wanted a finite one"),
+    ):
+        api.send("POST", "/rules", {"threshold": number})
+
+
 def test_all_pages_of_a_list_are_read():
     def answer(request: httpx.Request) -> httpx.Response:
         after = request.url.params.get("next")

@@ -244,6 +244,8 @@ def test_thresholds_follow_the_size_of_the_fleet_and_are_audited(database, camer
     send(database, cameras, lambda camera: camera.hours(W0 + 6, 1), now=moment_of(W0 + 12))
     settle(database, now=moment_of(W0 + 12), rules=rules)
     assert {row.state.threshold for row in drift_reading.device_overview(database, T0)} == {105_120.0}
+    kept = drift_service.false_alarms(database, T0, since=START, now=moment_of(W0 + 144), rules=rules)
+    assert kept.rate == 0.5, "the promise is compared with a device's part of what the fleet is allowed"
 
 
 @on_sqlite
@@ -430,8 +432,8 @@ def test_a_release_without_a_profile_leaves_its_windows_waiting_until_it_brings_
 def test_how_the_promise_was_kept_is_counted(database, cameras):
     send(database, cameras, lambda camera: camera.hours(W0, 24), now=moment_of(W0 + 144))
     settle(database, now=moment_of(W0 + 144))
-    kept = drift_service.false_alarms(database, T0, since=START, now=moment_of(W0 + 144))
-    assert (kept.count, kept.alarms) == (0, 0)
+    kept = drift_service.false_alarms(database, T0, since=START, now=moment_of(W0 + 144), rules=DriftRules())
+    assert (kept.count, kept.alarms, kept.rate) == (0, 0, 1.0)
     assert kept.device_years == pytest.approx(4 / 365)
     assert kept.bound == pytest.approx(2.9957 / (4 / 365), rel=1e-3)
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from simulators.sketches import SketchDevice, add_profile
 from simulators.sketches import profile as sketch_profile
 
 import fleet.cli
+from fleet.config import DriftConfig
 from fleet.web.admin import alarms, drift
 from protocol.clock import to_unix_ms
 from protocol.sketches.codec import SUBWINDOW_MS, Source
@@ -96,9 +98,10 @@ def test_windows_of_a_grid_that_no_release_brought_are_shown_with_what_they_wait
     grid = STRAY.grid.grid_id.hex()
     assert (row["device"], row["pipeline"], row["grid_id"], row["reason"], row["windows"]) == ("cam-1", "stray", grid, "unknown-grid", 1)
     assert row["since"] < row["until"]
-    assert site.tokens.vera.get("/drift/quarantine", params={"device": "cam-9"}).json()["items"] == []
+    site.enroll("cam-7")
+    assert site.tokens.vera.get("/drift/quarantine", params={"device": "cam-7"}).json()["items"] == []
     assert f"grid {grid} is unknown" in run("drift", "quarantine")[1]
-    assert "Nothing was put aside." in run("drift", "quarantine", "cam-9")[2]
+    assert "Nothing was put aside." in run("drift", "quarantine", "cam-7")[2]
 
 
 def test_an_alarm_that_only_the_device_knows_is_shown_unconfirmed_by_api_command_and_console(run, site):
@@ -169,6 +172,55 @@ def test_labels_become_a_measured_accuracy(site):
     assert ola.post("/labels", json={"labels": bad}).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("asked", "code", "told"),
+    [
+        (("alarm", "show", "promise"), 3, "There is no alarm 'promise'. Wanted an id as `mooring alarm list` shows it"),
+        (("alarm", "show", "../devices"), 3, "There is no alarm '../devices'"),
+        (("alarm", "show", ""), 3, "There is no alarm ''"),
+        (("alarm", "show", "al-/../../devices"), 1, "'..' in '/alarms/al-/../../devices' is no name"),
+        (("alarm", "list", "--device", "cam-9"), 3, "There is no device 'cam-9'"),
+        (("alarm", "list", "--state", "open"), 1, "--state 'open' is no state of an alarm. Wanted: raised, acknowledged, cleared"),
+        (("drift", "show", "cam-9"), 3, "There is no device 'cam-9'"),
+        (("drift", "show", "--pipeline", "front"), 1, "mooring drift show DEVICE --pipeline P"),
+        (("drift", "unconfirmed", "cam-9"), 3, "There is no device 'cam-9'"),
+        (("drift", "quarantine", "cam-9"), 3, "There is no device 'cam-9'"),
+    ],
+)
+def test_what_there_is_not_is_told_as_that_and_never_as_good_news(run, asked, code, told):
+    found, out, said = run(*asked)
+    assert (found, out) == (code, ""), said
+    assert told in said
+
+
+def test_a_list_that_is_empty_says_of_which_state(run):
+    assert run("alarm", "list", "--state", "cleared")[2] == "No alarm is cleared.\n"
+
+
+@pytest.mark.parametrize(
+    ("until", "told"),
+    [
+        ("tomorrow", "--until 'tomorrow' is no moment. Wanted ISO 8601, e.g. 2026-12-24T18:00Z"),
+        ("2020-01-01T00:00Z", "Muted until 2020-01-01 00:00 UTC; wanted a moment after now, which is"),
+    ],
+)
+def test_a_moment_that_is_none_or_is_over_mutes_nothing_and_says_what_is_wanted(run, site, until, told):
+    code, _, said = run("alarm", "mute", site.alarm.alarm, "--until", until, "--reason", "roof works")
+    assert (code, told in said) == (1, True), said
+
+
+def test_the_promise_is_compared_with_what_the_server_asks(tmp_path):
+    with running_site(tmp_path, clock=FakeClock(), drift=DriftConfig(false_alarms_per_device_year=0.25)) as few:
+        now = few.services.clock.now()
+        few.enroll("cam-1")
+        add_drift(few.ground.database, few.ingest, "cam-1", now=now - timedelta(days=1))
+        camera = SketchDevice("cam-1", "front", grid=release_profile().grid)
+        few.ingest(camera.message(camera.hour(to_unix_ms(now) // SUBWINDOW_MS // 6 * 6 - 6)))
+        few.person("una", "viewer")
+        assert few.api("vera", "viewer").get("/alarms/promise").json()["rate"] == 0.25
+        assert "0.25 are allowed" in few.browser("una").get("/alarms").text
+
+
 def test_the_command_line_shows_takes_mutes_and_ends_an_alarm(run, site):
     name = site.alarm.alarm
     assert name in run("alarm", "list")[1]
@@ -180,12 +232,17 @@ def test_the_command_line_shows_takes_mutes_and_ends_an_alarm(run, site):
     code, out, _ = run("drift", "show", "cam-1", "--pipeline", site.alarm.subject.pipeline)
     assert (code, "PSI" in out, "accuracy by labels" in out) == (0, True, True)
     assert run("alarm", "acknowledge", name, "--note", "on my way", "--link", "run-1")[0] == 0
-    assert run("alarm", "acknowledge", name)[0] == 5
+    code, _, said = run("alarm", "acknowledge", name)
+    assert (code, "was taken by person:ola at" in said, f"mooring alarm clear {name} --as condition|false_alarm" in said) == (5, True, True)
+    shown = run("alarm", "show", name)[1]
+    assert ("run-1" in shown, "on my way" in shown, "person:ola" in shown) == (True, True, True)
     assert run("alarm", "mute", name, "--until", "2026-11-20T00:00Z", "--reason", "roof works")[2].endswith(
         "muted until 2026-11-20T00:00.\n"
     )
     assert run("alarm", "clear", name, "--as", "drift", "--yes", "--reason", "x")[0] == 1
     assert run("alarm", "clear", name, "--as", "false_alarm", "--yes", "--reason", "nothing changed")[0] == 0
+    code, _, said = run("alarm", "clear", name, "--as", "condition", "--yes", "--reason", "x")
+    assert (code, f"Alarm {name} is over since" in said, "as false_alarm" in said) == (5, True, True)
     assert "No alarm is open" in run("alarm", "list")[2]
     assert "(false_alarm)" in run("alarm", "list", "--all")[1]
     assert "called false" in run("alarm", "promise")[1]
