@@ -8,6 +8,8 @@ and how wrong that was at places left out, is learned from the trials, and of th
 tells nothing of places where answers pile up, and strong damage nothing of places as they should be.
 """
 
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,6 +47,10 @@ _ROUNDS = 3
 _FARTHER = 2.0
 #: Unit of a coordinate that hardly varies between trials.
 _FLOOR = 0.05
+#: What is remembered of so many profiles, those used longest ago forgotten first: it follows from a profile, which never changes.
+_KEPT = 64
+_LOCK = threading.Lock()
+_LEARNED: OrderedDict[int, "tuple[ModelProfile, Tried | None]"] = OrderedDict()
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +98,24 @@ def middle(estimates: Sequence[float]) -> float:
 
 
 def tried_of(profile: ModelProfile) -> Tried | None:
-    """What the profile's trials teach; None when the evaluation data were not from enough places."""
+    """What the profile's trials teach; None when the evaluation data were not from enough places.
+
+    Remembered: it takes a third of a second, and each hour of each device asks.
+    """
+    with _LOCK:
+        known = _LEARNED.get(id(profile))
+        if known is not None:
+            _LEARNED.move_to_end(id(profile))
+            return known[1]
+    found = _learn(profile)
+    with _LOCK:
+        _LEARNED[id(profile)] = profile, found  # held, so that no other profile gets its number
+        while len(_LEARNED) > _KEPT:
+            _LEARNED.popitem(last=False)
+    return found
+
+
+def _learn(profile: ModelProfile) -> Tried | None:
     accuracy = profile.accuracy
     trials = accuracy.trials if accuracy is not None else ()
     names = [one.place for one in trials]

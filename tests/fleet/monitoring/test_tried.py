@@ -263,3 +263,15 @@ def test_chance_in_few_answers_is_not_taken_for_another_place():
     estimates = made.accuracy.trials[0].estimates
     outside = [likeness(span, made, counts(np.random.default_rng(60 + seed), 40), estimates).outside for seed in range(40)]
     assert sum("other answers" in one for one in outside) <= 4
+
+
+def test_what_trials_teach_is_learned_once_for_each_profile_and_forgotten_when_there_are_many():
+    made = tried()
+    first = tried_of(made)
+    assert tried_of(made) is first
+    assert tried_of(tried()) is not first  # equal, but another one
+    for _ in range(64):
+        tried_of(replace(profile(), accuracy=None))
+    again = tried_of(made)
+    assert again is not first
+    assert np.array_equal(again.squares, first.squares)
