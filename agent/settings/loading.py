@@ -5,18 +5,20 @@ Order: flag > MOORING_AGENT_* (`__` nests) > --config > systemd credential agent
 """
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from agent.config import AgentConfig, PipelineConfig, ServingConfig
-from agent.orders import mask
+from agent.orders import Source, mask
 from agent.settings.complaints import complaints
 from protocol.errors import ConfigError
 from protocol.files import read_bounded
+from protocol.look import Motion
+from protocol.rules import keys_of
 
 ETC_DIR = Path("/etc/mooring")
 VENDOR_DIR = Path("/usr/lib/mooring")
@@ -84,7 +86,8 @@ def changed_serving(serving: ServingConfig, change: Mapping[str, Any]) -> Servin
     try:
         return ServingConfig.model_validate({**serving.model_dump(), **change})
     except ValidationError as error:
-        raise ConfigError(f"Wrong setting: {' | '.join(f'serving.{key}: {text}' for key, text in complaints(error))}.") from None
+        wrong = [f"{'.'.join(filter(None, ('serving', key)))}: {text}" for key, text in complaints(error)]
+        raise ConfigError(f"Wrong setting: {' | '.join(wrong)}.") from None
 
 
 def parse_value(name: str, text: str) -> Any:
@@ -113,12 +116,22 @@ def _origin_of(key: str, origins: Mapping[str, str]) -> str | None:
 def _known_keys(key: str) -> list[str]:
     """The keys allowed where the unknown one stands."""
     section: Any = AgentConfig
-    for part in key.split(".")[:-1]:
+    *place, _ = key.split(".")
+    if place[:1] == ["pipelines"]:
+        return sorted(keys_of(place) or _keys_of_parts(place) or PipelineConfig.model_fields)
+    for part in place:
         candidate = section.model_fields[part].annotation if part in section.model_fields else None
         if not (isinstance(candidate, type) and issubclass(candidate, BaseModel)):
-            return sorted(PipelineConfig.model_fields)
+            return []
         section = candidate
     return sorted(section.model_fields)
+
+
+def _keys_of_parts(place: Sequence[str]) -> list[str]:
+    """The keys of a pipeline's motion gate or source; empty elsewhere."""
+    kinds = {get_args(kind.__annotations__["kind"])[0]: kind for kind in get_args(Source)}
+    part = Motion if place[-1] == "motion" else kinds.get(place[-1]) if "source" in place else None
+    return [one.name for one in fields(part)] if part else []
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

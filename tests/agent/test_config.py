@@ -9,7 +9,7 @@ from agent.config import AgentConfig
 from agent.orders import mask
 from agent.settings.desired import DesiredConfig, parse_desired
 from agent.settings.doubts import doubts
-from agent.settings.loading import LoadedConfig, load_config
+from agent.settings.loading import LoadedConfig, changed_serving, load_config
 from agent.settings.overlaying import effective_config, resolve_secrets, settable, with_settable
 from protocol.configuration import checked, overlay
 from protocol.errors import ConfigError
@@ -275,6 +275,54 @@ def test_how_a_pipeline_looks_is_checked(settings, part):
     desired, errors = parse_desired({"pipelines": [{**PIPELINE, **settings}]})
     assert desired.pipelines == ()
     assert part in " ".join([*errors, *errors.values()])
+
+
+PIPELINE_TEXT = '[[pipelines]]\nname = "a"\nline = "b"\n'
+FOLDER_TEXT = PIPELINE_TEXT + 'source = {kind = "folder", path = "x"}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        (FOLDER_TEXT + '[[pipelines.rules]]\nname = "r"\nkind = "present"\nzome = "z"', ["labels", "schedule", "zone"]),
+        (FOLDER_TEXT + '[[pipelines.zones]]\nname = "z"\ncorners = []', ["kind", "name", "points"]),
+        (FOLDER_TEXT + "motion = {area = 1}", ["hold_s", "idle_s", "min_area", "threshold"]),
+        (PIPELINE_TEXT + 'source = {kind = "stream", url = "rtsp://h", loop = true}', ["decode", "sub_url", "transport"]),
+        (FOLDER_TEXT + "fps = 5", ["max_fps", "source"]),
+        ("[serving]\nliste = 1", ["lines", "listen"]),
+    ],
+)
+def test_a_key_that_is_unknown_is_told_with_those_that_stand_there(tmp_path, text, known):
+    with pytest.raises(ConfigError, match="unknown key") as caught:
+        load(tmp_path, text)
+    offered = str(caught.value).split("known here: ")[1].split(" (from")[0].split(", ")
+    assert set(known) <= set(offered)
+    assert ("max_fps" in offered) == ("max_fps" in known)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('[serving]\nlisten = "192.0.2.7:8443"', r"Wrong setting: serving: listen = '192\.0\.2\.7:8443' is beyond this machine; wanted"),
+        (
+            FOLDER_TEXT + '[[pipelines.zones]]\nname = "z"\npoints = [[0, 0], [1, 1], [1, 0], [0, 1]]',
+            r"Wrong setting: pipelines\.0\.zones\.0: zone 'z' is no polygon: its border crosses itself",
+        ),
+        (
+            FOLDER_TEXT + '[[pipelines.rules]]\nname = "r"\nkind = "enter"\nzone = "z"',
+            r"Wrong setting: pipelines\.0\.rules: rule 'r' names the zone 'z'; this pipeline's zones: none",
+        ),
+        (FOLDER_TEXT + "roi = [0.5, 0, 0.2, 1]", r"pipelines\.0\.roi: '\[0\.5, 0, 0\.2, 1\]': wanted x0"),
+    ],
+)
+def test_what_is_wrong_with_several_values_is_said_in_words_alone(tmp_path, text, wanted):
+    with pytest.raises(ConfigError, match=wanted):
+        load(tmp_path, text)
+
+
+def test_what_is_wrong_with_a_flag_of_serve_names_the_setting():
+    with pytest.raises(ConfigError, match=r"Wrong setting: serving: 'localhost:1' is no address to listen on; wanted 127\.0\.0\.1:8000"):
+        changed_serving(AgentConfig().serving, {"listen": "localhost:1"})
 
 
 def test_signed_configuration_sets_how_a_pipeline_looks():
