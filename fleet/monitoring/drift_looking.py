@@ -2,7 +2,8 @@
 
 A device's alarm comes from one check. Where the device judges, only evidence that it sent raises: the sub-windows of the stretch that
 crossed, in any order, each verified by its score and all of them together by the same looks. Where the server judges, hours raise. In both
-cases hours tell how an alarm goes on: what moves later is added, and it is over when they stayed low for the hold time.
+cases hours tell how an alarm goes on: what moves later is added, it is over when they stayed low for the hold time, and one that a person
+ended is open again when what the device saw did not end: a device that stands raised crosses no second time, so it sends no evidence.
 """
 
 import math
@@ -16,10 +17,11 @@ from fleet.monitoring import store as monitoring_store
 from fleet.monitoring.detectors import Scored
 from fleet.monitoring.drift_alarms import DETECTOR, save_cleared
 from fleet.monitoring.drift_known import Known
-from fleet.monitoring.drift_model import BY_WINDOWS, HOUR, SUB_WINDOW, Alarm, AlarmEvent, Check
+from fleet.monitoring.drift_model import BY_PERSON, BY_WINDOWS, HOUR, SUB_WINDOW, Alarm, AlarmEvent, Check
 from fleet.monitoring.drift_raising import raise_found, stretch_of
 from fleet.monitoring.drift_tables import SeriesRow, WindowRow
 from fleet.monitoring.stretches import LENIENT, Judged
+from protocol.clock import to_unix_ms
 from protocol.sketches.codec import SUBWINDOW_MS, Head, SketchWindow, decode, read_head
 from protocol.sketches.looks import is_alarm
 from protocol.sketches.reference import DeviceReference
@@ -159,6 +161,13 @@ def _by_hours(
             alarm = raise_found(tx, known, row, reference, found, windows, scored, rate=rate, now=now)
             row = replace(row, restarted_at=found.end, statistic=found.statistic)
             judged = _judged_hours(known, row, reference, windows, since=found.end)
+    elif alarm is not None and _goes_on(tx, row, alarm):
+        # by what was counted alone: nothing verifies the scores in an hour
+        counted = _judged_hours(known, row, reference, windows, since=_since(row, alarm), with_scores=False)
+        found = stretches.first_found(counted, reference, rate, start=start)
+        if found is not None:
+            alarm = raise_found(tx, known, row, reference, found, windows, scored, rate=rate, now=now)
+            row = replace(row, restarted_at=found.end)
     newest = judged.newest
     row = row if newest is None else replace(row, statistic=stretches.statistic(newest))
     if alarm is None or not alarm.is_open:
@@ -167,6 +176,21 @@ def _by_hours(
     if found is not None and found.end // _WIDENED > start // _WIDENED:
         alarm = raise_found(tx, known, row, reference, found, windows, scored, rate=rate, now=now)
     return _watched(tx, row, reference, alarm, judged, now=now)
+
+
+def _goes_on(tx: Connection, row: SeriesRow, alarm: Alarm) -> bool:
+    """Whether a person ended the alarm, and the device says that it still stands where it crossed before that."""
+    if alarm.is_open or alarm.outcome not in BY_PERSON or alarm.cleared_at is None:
+        return False
+    said = monitoring_store.list_states_of(tx, row.tenant, [row.device], "drift").get(row.device)
+    ended = to_unix_ms(alarm.cleared_at)
+    return any(
+        one.get("pipeline") == row.pipeline
+        and one.get("model") == row.model
+        and one.get("state") != "ok"
+        and 0 < int(one.get("raised_at") or 0) < ended
+        for one in (said.body.get("pipelines", ()) if said is not None else ())
+    )
 
 
 def _hours(
@@ -180,12 +204,14 @@ def _hours(
     return [decode(one.body, known.grid) for one in windows if one.nsub > 1]
 
 
-def _judged_hours(known: Known, row: SeriesRow, reference: DeviceReference, windows: Sequence[SketchWindow], *, since: int) -> Judged:
+def _judged_hours(
+    known: Known, row: SeriesRow, reference: DeviceReference, windows: Sequence[SketchWindow], *, since: int, with_scores: bool = True
+) -> Judged:
     is_scored = row.decided_by is Check.DEVICE
     first = max(since, min((one.w0 for one in windows), default=since))
     hours = stretches.hours_of(windows, known.grid, start=first, end=row.next_w0, is_scored=is_scored)
     judged = stretches.judge(hours, reference)
-    return stretches.with_scores(judged, windows, reference) if is_scored else judged
+    return stretches.with_scores(judged, windows, reference) if is_scored and with_scores else judged
 
 
 def _watched(tx: Connection, row: SeriesRow, reference: DeviceReference, alarm: Alarm, judged: Judged, *, now: datetime) -> SeriesRow:

@@ -231,6 +231,37 @@ def test_evidence_from_before_a_person_cleared_the_alarm_raises_nothing_any_more
 
 
 @on_sqlite
+def test_an_alarm_that_a_person_ended_is_open_again_when_the_device_still_stands_and_hours_say_so(site):
+    site.take(*site.camera.hours(W0, 24), *site.camera.evidence(W0 + 144, 3, shift=DARK))
+    site.say(raised_at=(W0 + 144) * SUBWINDOW_MS)
+    site.take(*site.camera.hours(W0 + 150, 2, shift=DARK))
+    (before,) = site.alarms(AlarmState.RAISED)
+    site.clear()
+    site.take(*site.camera.hours(W0 + 162, 2, shift=DARK))  # the lens is as dirty as it was, and the device crosses no second time
+    (again,) = site.alarms()
+    assert (again.alarm, again.state, again.reopened) == (before.alarm, AlarmState.RAISED, 1)
+    assert again.onset >= moment_of(W0 + 162), "what came before somebody ended it enters no look"
+    site.take(*site.camera.hours(W0 + 174, 3, shift=DARK))
+    assert [one.reopened for one in site.alarms(AlarmState.RAISED)] == [1]
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("says", "shift"),
+    [({}, (0.0, 0.0, 0.0, 0.0)), ({"state": "ok"}, DARK), ({"raised_at": (W0 + 170) * SUBWINDOW_MS}, DARK)],
+    ids=["what it sees is as it was", "the device says that it is over", "the device crossed anew, which its evidence tells"],
+)
+def test_an_alarm_that_a_person_ended_stays_so_unless_what_the_device_saw_goes_on(site, says, shift):
+    site.take(*site.camera.hours(W0, 24), *site.camera.evidence(W0 + 144, 3, shift=DARK))
+    site.take(*site.camera.hours(W0 + 150, 2, shift=DARK))
+    site.clear()
+    site.say(**{"raised_at": (W0 + 144) * SUBWINDOW_MS, **says})
+    site.take(*site.camera.hours(W0 + 162, 3, shift=shift))
+    (alarm,) = site.alarms()
+    assert (alarm.state, alarm.reopened) == (AlarmState.CLEARED, 0)
+
+
+@on_sqlite
 def test_evidence_that_came_before_its_reference_is_verified_with_it(database):
     site = Site(database, check="server")
     site.wish(check="device")
