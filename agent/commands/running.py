@@ -3,10 +3,15 @@
 import argparse
 import logging
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent.commands.settings import load
 from agent.commands.version import version
 from agent.settings.loading import changed_serving
+
+if TYPE_CHECKING:
+    from agent.serving.messages import Beat
 
 #: Where `serve` listens when nobody says otherwise.
 DEFAULT_LISTEN = "127.0.0.1:8000"
@@ -46,7 +51,7 @@ def serve(options: argparse.Namespace) -> int:
     import signal
     import threading
 
-    from agent.serving.messages import Beat, Task
+    from agent.serving.messages import Task
     from agent.serving.worker import run
 
     config = load(options).config
@@ -54,19 +59,26 @@ def serve(options: argparse.Namespace) -> int:
     serving = changed_serving(config.serving, wished)
     folder = options.model_dir.expanduser().absolute() if options.model_dir else None
     task = Task(serving=serving, runtime=config.runtime, slots_dir=config.slots_dir, model_dir=folder, version=version())
-    stop, told = threading.Event(), set[tuple[str, str, str]]()
+    stop, told = threading.Event(), set[str]()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
 
-    def tell(beat: Beat) -> None:
-        now = {(one.line, one.release, one.text) for one in beat.lines}
-        for line, release, text in sorted(now - told):
-            sys.stderr.write(f"{line}: {text or f'release {release} is served on {beat.address}'}\n")
+    def tell(beat: "Beat") -> None:
+        now = served(beat, config.slots_dir)
+        sys.stderr.write("".join(f"{line}\n" for line in now if line not in told))
         told.clear()
         told.update(now)
 
     run(task, stop=stop, on_beat=tell)
     return 0
+
+
+def served(beat: "Beat", slots_dir: Path) -> list[str]:
+    """What is served, a text for each line; where there is none, where lines were looked for. Pure."""
+    if not beat.lines:
+        return [f"Nothing to serve on {beat.address}: no line in {slots_dir} has an active release; see --model-dir."]
+    texts = {one.line: one.text or f"release {one.release} is served on {beat.address}" for one in beat.lines}
+    return [f"{line}: {text}" for line, text in sorted(texts.items())]
 
 
 def _log_to_stderr(level: str) -> None:

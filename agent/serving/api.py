@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from agent.serving.http import Head, RefusedError, number
+from agent.serving.http import Head, RefusedError, number, shown
 from agent.serving.models import Entry, ServedModel, Shelf
 from agent.serving.tensors import Body, InferRequest, describe, parse_request
 
@@ -75,9 +75,11 @@ def look(call: Call, shelf: Shelf, *, version: str) -> Answer:
         case "live":
             return Answer(200)
         case "all-ready":
-            entries = shelf.entries().values()
-            is_ready = bool(entries) and all(entry.model is not None for entry in entries)
-            return Answer(200) if is_ready else Answer(503)
+            entries = shelf.entries()
+            waiting = [entry.text for entry in entries.values() if entry.model is None]
+            if waiting or not entries:
+                raise RefusedError(503, " ".join(waiting) or "No line has a release here.")
+            return Answer(200)
         case "server":
             return _json(200, {"name": "mooring-agent", "version": version, "extensions": list(EXTENSIONS)})
         case "ready":
@@ -115,7 +117,7 @@ def read_body(head: Head, body: memoryview, *, max_bytes: int) -> memoryview:
     if coding == b"identity":
         return body
     if coding not in _WINDOW_BITS:
-        raise RefusedError(415, f"Content-Encoding {coding[:40]!r} is not known; wanted gzip, deflate or none.")
+        raise RefusedError(415, f"Content-Encoding {shown(coding[:40])} is not known; wanted gzip, deflate or none.")
     unpacker = zlib.decompressobj(_WINDOW_BITS[coding])
     try:
         data = unpacker.decompress(body, max_bytes + 1)

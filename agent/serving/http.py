@@ -95,7 +95,7 @@ def parse_head(data: bytes) -> Head:
     for line in lines:
         found = _HEAD_LINE.fullmatch(line)
         if found is None:
-            raise RefusedError(400, f"The header line {line[:80]!r} is malformed.", ends=True)
+            raise RefusedError(400, f"The header line {shown(line[:80])} is malformed.", ends=True)
         name = found[1].lower()
         if name in headers and name in _SINGLE:
             raise RefusedError(400, f"The header {name.decode()} stands twice.", ends=True)
@@ -116,8 +116,13 @@ def number(headers: dict[bytes, bytes], name: bytes) -> int | None:
     if text is None:
         return None
     if not text.isdigit() or len(text) > 15:
-        raise RefusedError(400, f"{name.decode().title()} is {text[:40]!r}; wanted a count of bytes.", ends=True)
+        raise RefusedError(400, f"{name.decode().title()} is {shown(text[:40])}; wanted a count of bytes.", ends=True)
     return int(text)
+
+
+def shown(data: bytes) -> str:
+    """What a client sent, as it stands in an error: quoted, with no control character."""
+    return repr(data.decode("latin-1"))
 
 
 @functools.lru_cache(maxsize=128)
@@ -140,9 +145,9 @@ def problem(status: int, text: str) -> bytes:
 def _request_line(line: bytes) -> tuple[str, str, bytes]:
     parts = line.split(b" ")
     if len(parts) != 3 or not parts[0].isalpha() or not parts[1].startswith(b"/") or not line.isascii():
-        raise RefusedError(400, f"The request line {line[:80]!r} is malformed.", ends=True)
+        raise RefusedError(400, f"The request line {shown(line[:80])} is malformed.", ends=True)
     method, target, version = parts
     if version not in (b"HTTP/1.1", b"HTTP/1.0"):
-        raise RefusedError(505, f"{version[:20]!r} is not spoken here; wanted HTTP/1.1.", ends=True)
+        raise RefusedError(505, f"{shown(version[:20])} is not spoken here; wanted HTTP/1.1.", ends=True)
     path = target.partition(b"?")[0].decode("ascii")
     return method.decode("ascii"), unquote(path) if "%" in path else path, version

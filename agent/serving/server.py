@@ -25,7 +25,7 @@ from typing import Any
 from agent.serving import api
 from agent.serving.connection import Connection, Patience, PlainWire, TlsWire
 from agent.serving.figures import Totals
-from agent.serving.http import Head, RefusedError, answer_head, number, problem
+from agent.serving.http import Head, RefusedError, answer_head, number, problem, shown
 from agent.serving.models import ClosedError, ServedModel, Shelf
 from agent.serving.tensors import build_answer
 from protocol.clock import SystemClock
@@ -72,7 +72,8 @@ class Guard:
         if b"origin" in head.headers:
             raise RefusedError(403, "Requests of web pages (Origin) are not answered.", ends=True)
         if self.wants_local_host and not is_local(head.headers.get(b"host", b"localhost")):
-            raise RefusedError(403, f"Host {head.headers[b'host'][:80]!r} is not this machine; wanted localhost or 127.0.0.1.", ends=True)
+            host = shown(head.headers[b"host"][:80])
+            raise RefusedError(403, f"Host {host} is not this machine; wanted localhost or 127.0.0.1.", ends=True)
         if self.token:
             kind, _, given = head.headers.get(b"authorization", b"").partition(b" ")
             if kind.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self.token):

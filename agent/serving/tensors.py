@@ -207,9 +207,15 @@ def array_in_general(data: list[Any], spec: TensorSpec) -> Array:
     dtype = np.dtype(spec.dtype)
     kinds = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]
     if read.dtype.kind not in kinds:
-        raise RefusedError(400, f"Input {spec.name!r} has data that is not {DATATYPES[spec.dtype]}.")
+        seen = {"b": "true or false", "i": "integers", "u": "integers", "f": "numbers with a fraction", "U": "texts"}
+        what = seen.get(read.dtype.kind, "nulls or numbers beyond all types")
+        raise RefusedError(400, f"Input {spec.name!r} has {what} in its data, which is not {DATATYPES[spec.dtype]}.")
     if dtype.kind in "iu" and (read.min() < np.iinfo(dtype).min or read.max() > np.iinfo(dtype).max):
-        raise RefusedError(400, f"Input {spec.name!r} has numbers beyond {DATATYPES[spec.dtype]}.")
+        least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+        raise RefusedError(
+            400,
+            f"Input {spec.name!r} has numbers from {read.min()} to {read.max()}, beyond {DATATYPES[spec.dtype]}; wanted {least} to {most}.",
+        )
     with np.errstate(over="ignore"):
         made = read.astype(dtype).reshape(spec.shape)
     if dtype.kind == "f" and not np.isfinite(made).all():

@@ -84,3 +84,16 @@ def test_a_problem_says_error_too():
 def test_an_answers_head_ends_with_an_empty_line():
     head = answer_head(200, length=3, is_kept_alive=False, headers=(("Content-Type", "application/json"),))
     assert head == b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "seen"),
+    [
+        (b"GET /v2 HTTP/3", "'HTTP/3' is not spoken"),
+        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: ten", "Content-Length is 'ten'"),
+        (b"GET /v2 HTTP/1.1\r\nno colon", "line 'no colon' is malformed"),
+    ],
+)
+def test_what_a_client_sent_is_shown_as_text(line, seen):
+    with pytest.raises(RefusedError, match=seen):
+        parse_head(line)

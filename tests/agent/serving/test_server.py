@@ -119,7 +119,8 @@ def test_a_line_without_a_model_is_not_ready_and_says_why(serve, tmp_path):
     served = serve(folder=tmp_path / "nothing")
     client = served.client()
     assert client.get("/v2/health/live").status_code == 200
-    assert client.get("/v2/health/ready").status_code == 503
+    ready = client.get("/v2/health/ready")
+    assert (ready.status_code, "color does not load" in ready.json()["error"]) == (503, True)
     answer = ask(client)
     assert answer.status_code == 503
     assert "does not load" in answer.json()["error"]

@@ -147,6 +147,19 @@ def test_integers_must_fit_their_type(data):
     assert "INT8" in refusal({"inputs": [ages]}, inputs=(AGES,))
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([1, 2, 200], "numbers from 1 to 200, beyond INT8; wanted -128 to 127"),
+        ([1, 2, 1.5], "numbers with a fraction in its data, which is not INT8"),
+        (["a", "b", "c"], "texts in its data, which is not INT8"),
+    ],
+)
+def test_data_of_another_type_is_told_with_what_was_seen(data, words):
+    ages = {"name": "ages", "shape": [3], "datatype": "INT8", "data": data}
+    assert words in refusal({"inputs": [ages]}, inputs=(AGES,))
+
+
 def test_bool_bytes_are_0_or_1():
     spec = TensorSpec("on", (2,), "bool")
     document = {"inputs": [{"name": "on", "shape": [2], "datatype": "BOOL", "parameters": {"binary_data_size": 2}}]}
