@@ -25,6 +25,8 @@ RESERVED_PREFIXES = ("AGENT_", "CLI_", "CLOCK", "DATA", "KEY_", "PKCS11_", "TEST
 MAX_FILE_BYTES = 1 << 20
 SYSTEM_FOLDER = Path("/etc/mooring")
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
+#: An address, alone or behind a name; what would end the line of a mail's head has no place in it.
+_SENDER = re.compile(r"[!-;=?-~]+@[!-;=?-~]+|[ -;=?-~]+ <[!-;=?-~]+@[!-;=?-~]+>")
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
@@ -338,6 +340,11 @@ def _check_together(config: FleetConfig) -> None:
     mail = config.mail
     if mail.host and not mail.sender:
         raise ConfigError("mail.host is set and mail.sender is not.", hint="Set the address that mail comes from.")
+    if mail.sender and not _SENDER.fullmatch(mail.sender):
+        raise ConfigError(
+            f"mail.sender = {mail.sender[:80]!r} is no mail address.",
+            hint="Wanted: name@host, or Name <name@host>, in ASCII and in one line.",
+        )
     if bool(mail.user) != (mail.password_file is not None):
         raise ConfigError("mail.user and mail.password_file go together; one is missing.", hint="Set both or none.")
     if mail.host and mail.encryption == "none" and mail.host not in {"127.0.0.1", "::1", "localhost"}:

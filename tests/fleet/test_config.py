@@ -127,3 +127,15 @@ def test_every_setting_is_shown_with_its_origin_and_without_passwords(load):
     assert shown["database_url"] == ("postgresql://***@db/mooring", "flag")
     assert shown["console.port"] == (9, "flag")
     assert shown["console.host"] == ("127.0.0.1", "default")
+
+
+@pytest.mark.parametrize("sender", ["no address", "jörg@example.org", "a@example.org\nBcc: eve@example.org", "Mooring <nobody>"])
+def test_a_sender_that_is_no_mail_address_stops_the_start(tmp_path, sender):
+    with pytest.raises(ConfigError, match=r"mail\.sender = .* is no mail address"):
+        config.load(flags={"mail.host": "localhost", "mail.sender": sender}, environment={}, system_folder=tmp_path)
+
+
+@pytest.mark.parametrize("sender", ["mooring@example.org", "Mooring, the fleet <mooring@example.org>"])
+def test_a_sender_may_have_a_name_before_its_address(tmp_path, sender):
+    found = config.load(flags={"mail.host": "localhost", "mail.sender": sender}, environment={}, system_folder=tmp_path)
+    assert found.config.mail.sender == sender
