@@ -43,7 +43,7 @@ OF_WINDOW, OF_PLACE, OF_DAMAGE = 1100, MAX_ROWS // MAX_PLACES, DAMAGED_OF_PLACE
 #: Rows of a window of few things: an hour.
 HOUR = 3600
 #: Takes of each camera and shift, by which frames and draws differ; ADR 0044, 0052, 0057 and 0061 looked at the first eight of the test.
-TAKES = {"study": (0, 1), "test": (8, 9)}
+TAKES = {"study": (0, 1), "test": (8, 9, 10, 11, 12, 13)}
 #: Concentrations of the chances of classes, where the study looks at other mixes of things.
 MIXES = (200, 20, 5, 2)
 #: Rows that are kept between runs. Another form is another name.
