@@ -18,6 +18,8 @@ from protocol.ids import DeviceId, TenantId, new_id
 
 #: Labels of one request.
 MAX_LABELS = 1000
+#: Clocks of those who label may be so far ahead.
+AHEAD = timedelta(minutes=10)
 ORIGINS = ("random", "uncertain", "bigger-model")
 
 
@@ -44,6 +46,10 @@ def add_labels(database: Database, *, tenant: TenantId, labels: Sequence[LabelDr
         raise InvalidError(f"{len(labels)} labels; wanted 1 to {MAX_LABELS}.")
     if bad := next((one.origin for one in labels if one.origin not in ORIGINS), None):
         raise InvalidError(f"Labels of origin {bad[:80]!r}.", hint=f"Wanted one of {', '.join(ORIGINS)}.")
+    latest = max(one.labeled_at for one in labels)
+    if latest > now + AHEAD:
+        seen = f"A label of an answer at {latest.isoformat()}; it is {now.isoformat()}."
+        raise InvalidError(seen, hint="`at` is when the answer was given.")
     with database.transaction() as tx:
         rows = {(one.device, one.pipeline): drift_reading.current_series(tx, tenant, one.device, one.pipeline)[0] for one in labels}
         kept = [

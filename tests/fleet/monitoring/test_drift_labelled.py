@@ -15,6 +15,7 @@ from fleet.monitoring.drift_model import DAY, Trust
 from fleet.monitoring.drift_rules import DriftRules
 from fleet.monitoring.drift_sums import moment_of
 from fleet.monitoring.ingest import IngestRules, ingest_batch
+from protocol.errors import InvalidError
 from protocol.ids import DEFAULT_TENANT, DeviceId
 from protocol.sketches.profile import ModelProfile, TrialReference
 from protocol.sketches.summary import summary
@@ -101,6 +102,16 @@ def test_labels_of_a_day_that_nothing_was_counted_on_correct_nothing(watched):
     after = second_day(watched)
     assert after.estimates == before.estimates
     assert after.measured[0].labels == 200
+
+
+@on_sqlite
+def test_a_label_of_an_answer_that_was_not_given_yet_is_refused_and_nothing_is_kept(watched):
+    now = moment_of(W0 + 2 * DAY)
+    drafts = [LabelDraft(f"l{minutes}", CAM, "front", True, now + timedelta(minutes=minutes)) for minutes in (0, 9, 11)]
+    with pytest.raises(InvalidError, match="A label of an answer at "):
+        drift_labels.add_labels(watched, tenant=T0, labels=drafts, by=ANNA, now=now)
+    assert drift_reading.measured_accuracy(watched, T0, CAM, "front", now=now)[0].labels == 0
+    assert drift_labels.add_labels(watched, tenant=T0, labels=drafts[:2], by=ANNA, now=now) == 2
 
 
 @on_sqlite
