@@ -14,8 +14,8 @@ from simulators.sketches import MODEL, W0, WatchedDevice, counts, profile, refer
 
 from fleet.monitoring import accuracy, alarms, attribution, detectors, drift_sums
 from fleet.monitoring.accuracy import Match
-from fleet.monitoring.confidence import confidence_sequence
 from fleet.monitoring.attribution import Base
+from fleet.monitoring.confidence import confidence_sequence
 from fleet.monitoring.detectors import Scored
 from fleet.monitoring.drift_model import (
     TRANSITIONS,
