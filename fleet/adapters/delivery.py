@@ -1,4 +1,7 @@
-"""The handler of the job that brings one alert to one recipient. What fails is tried again by the queue; the id of the message stays."""
+"""The handler of the job that brings one alert to one address of a recipient.
+
+What fails is tried again by the queue; the id of the message stays.
+"""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -37,7 +40,7 @@ def mail_server(config: MailConfig) -> MailServer | None:
 def handler(
     database: Database, *, server: MailServer | None, console_url: Callable[[], str], system_now: Callable[[], datetime]
 ) -> Callable[[Job], None]:
-    """Brings an alert to its recipient; one that is gone or switched off meanwhile is told nothing.
+    """Brings an alert to its recipient; one that is gone or switched off meanwhile, or lost that address, is told nothing.
 
     `system_now`: stamps are of system time also where the server's clock is accelerated: receivers compare them with theirs.
     """
@@ -47,12 +50,16 @@ def handler(
             recipient = store.find_recipient(tx, job.tenant, str(job.payload["recipient"]))
         if recipient is None or not recipient.is_enabled:
             return
+        wanted = job.payload.get("address")  # older jobs of mail have none: for all of them
+        addresses = [one for one in recipient.addresses if wanted in {None, one}]
+        if not addresses:
+            return
         alert = alert_of(dict(job.payload["alert"]))
         if recipient.kind is RecipientKind.WEBHOOK:
             webhook.deliver(recipient, alert, now=system_now())
         else:
             sender = server.sender if server else ""
             message = mail.message_of(alert, recipient, sender=sender, console_url=console_url(), now=system_now())
-            mail.deliver(server, recipient, message)
+            mail.deliver(server, addresses, message)
 
     return deliver

@@ -2,7 +2,7 @@
 
 import smtplib
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.message import EmailMessage
@@ -55,8 +55,8 @@ def message_of(alert: Alert, recipient: Recipient, *, sender: str, console_url: 
     return message
 
 
-def deliver(server: MailServer | None, recipient: Recipient, message: EmailMessage, *, trust: ssl.SSLContext | None = None) -> None:
-    """Hand the mail in for all addresses of the recipient.
+def deliver(server: MailServer | None, addresses: Sequence[str], message: EmailMessage, *, trust: ssl.SSLContext | None = None) -> None:
+    """Hand the mail in for these addresses, of those that stand in it.
 
     Raises: ConfigError when no server is set, or its login cannot be said; TransferError.
     """
@@ -70,7 +70,7 @@ def deliver(server: MailServer | None, recipient: Recipient, message: EmailMessa
         with _connected(server, trust or ssl.create_default_context()) as smtp:
             if server.user:
                 smtp.login(*_login(server))
-            refused = smtp.send_message(message, server.sender, recipient.address.split(","))
+            refused = smtp.send_message(message, server.sender, list(addresses))
     except smtplib.SMTPAuthenticationError as error:
         raise TransferError(f"{place} does not take the login of {server.user}: {error.smtp_code}.", code="mail-login") from error
     except smtplib.SMTPRecipientsRefused as error:  # all of them

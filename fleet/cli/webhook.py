@@ -119,9 +119,10 @@ def _show(path: str, name: str, *, as_json: bool, server: str | None) -> None:
         output.document(found)
         return
     output.facts({key: value for key, value in found.items() if key != "deliveries"})
-    columns = (
+    columns: tuple[tuple[str, Any], ...] = (
         ("WHEN", lambda row: output.moment(row["created_at"])),
         ("ALERT", lambda row: row["title"]),
+        *((("ADDRESS", lambda row: row["address"]),) if any(one["address"] for one in found["deliveries"]) else ()),
         ("STATE", lambda row: row["state"]),
         ("ATTEMPTS", lambda row: row["attempts"]),
         ("ERROR", lambda row: row["error"]),

@@ -1,4 +1,7 @@
-"""Telling people: an alert becomes one job per recipient, in the transaction of what it tells of; no second one within the hold time."""
+"""Telling people: an alert becomes a job for each address of each recipient, in the transaction of what it tells of.
+
+No second one within the hold time.
+"""
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -6,7 +9,7 @@ from typing import Any
 
 from fleet import db, jobs
 from fleet.monitoring.alerts import store
-from fleet.monitoring.alerts.model import Alert, Recipient
+from fleet.monitoring.alerts.model import Alert, Recipient, RecipientKind
 from protocol.ids import TenantId
 
 #: Kind of the job that brings one alert to one recipient; its handler is in fleet.service.
@@ -47,15 +50,24 @@ def _tell(tx: db.Connection, tenant: TenantId, alert: Alert, *, now: datetime) -
 
 
 def queue(tx: db.Connection, recipients: Iterable[Recipient], alert: Alert, *, now: datetime) -> list[str]:
-    """One job per enabled recipient that wants alerts of this topic; returns the jobs' ids."""
+    """A job for each address of each enabled recipient that wants alerts of this topic; returns the jobs' ids."""
     topic = alert.type.split(".")[1]
     made = []
     for recipient in recipients:
         if recipient.is_enabled and (not recipient.topics or topic in recipient.topics):
-            payload = {"recipient": recipient.name, "alert": alert_document(alert)}
-            key = f"{recipient.name}/{alert.id}"
-            job = jobs.add(tx, tenant=recipient.tenant, kind=DELIVER, payload=payload, now=now, key=key, max_attempts=ATTEMPTS)
-            made += [job] if job else []
+            made += _queue_for(tx, recipient, alert, now=now)
+    return made
+
+
+def _queue_for(tx: db.Connection, recipient: Recipient, alert: Alert, *, now: datetime) -> list[str]:
+    made = []
+    for number, address in enumerate(recipient.addresses):
+        payload: dict[str, Any] = {"recipient": recipient.name, "alert": alert_document(alert)}
+        key = f"{recipient.name}/{alert.id}"
+        if recipient.kind is RecipientKind.MAIL:  # a webhook's address may hold a secret, which stays where it is
+            payload["address"], key = address, f"{key}/{number}"
+        job = jobs.add(tx, tenant=recipient.tenant, kind=DELIVER, payload=payload, now=now, key=key, max_attempts=ATTEMPTS)
+        made += [job] if job else []
     return made
 
 

@@ -42,6 +42,11 @@ class Recipient:
     created_by: str = ""
     created_at: datetime | None = None
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where each message goes, each by itself: what one does not take is no reason to bring it to another again."""
+        return tuple(self.address.split(",")) if self.kind is RecipientKind.MAIL else (self.address,)
+
 
 @dataclass(frozen=True, slots=True)
 class Alert:

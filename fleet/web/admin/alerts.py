@@ -381,6 +381,7 @@ def delivery_json(job: jobs.Job) -> dict[str, Any]:
         "alert": alert["id"],
         "type": alert["type"],
         "title": alert["title"],
+        "address": job.payload.get("address", ""),
         "state": str(job.state),
         "attempts": job.attempts,
         "due_at": rest.iso(job.due_at),

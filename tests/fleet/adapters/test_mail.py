@@ -38,7 +38,7 @@ def trust(authority) -> ssl.SSLContext:
 def send(server, encryption: Encryption, *, trust=None, user: str = "", password: str = "", alert: Alert = ALERT) -> None:
     settings = MailServer("localhost", server.port, encryption, "mooring@example.org", user, lambda: password)
     message = mail.message_of(alert, RECIPIENT, sender=settings.sender, console_url="https://mooring.example", now=NOW)
-    mail.deliver(settings, RECIPIENT, message, trust=trust)
+    mail.deliver(settings, RECIPIENT.addresses, message, trust=trust)
 
 
 def test_a_mail_arrives_over_starttls_after_a_login(files, trust):
@@ -100,7 +100,7 @@ def test_a_host_that_is_no_name_is_tried_again(host):
     settings = MailServer(host, 25, Encryption.NONE, "mooring@example.org")
     message = mail.message_of(ALERT, RECIPIENT, sender=settings.sender, console_url="", now=NOW)
     with pytest.raises(TransferError, match=re.escape(f"{host}:25 did not take the mail")):
-        mail.deliver(settings, RECIPIENT, message)
+        mail.deliver(settings, RECIPIENT.addresses, message)
 
 
 def test_addresses_that_are_refused_are_named():
@@ -123,4 +123,4 @@ def test_what_a_device_named_stays_in_its_line():
 
 def test_without_a_mail_server_the_setting_is_named():
     with pytest.raises(ConfigError, match=r"mail\.host"):
-        mail.deliver(None, RECIPIENT, mail.message_of(ALERT, RECIPIENT, sender="a@b", console_url="", now=NOW))
+        mail.deliver(None, RECIPIENT.addresses, mail.message_of(ALERT, RECIPIENT, sender="a@b", console_url="", now=NOW))

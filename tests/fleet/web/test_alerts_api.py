@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 from console_site import ConsoleSite, running_site
+from simulators.smtp import smtp_server
 from simulators.webhook import webhook_server
 
 import fleet.cli
 from fleet import jobs
 from fleet.adapters import delivery
+from fleet.adapters.mail import Encryption, MailServer
 from fleet.monitoring.alerts.announcing import DELIVER
 
 
@@ -38,9 +40,9 @@ def run(site: ConsoleSite, tmp_path, capsys, monkeypatch):
     return command
 
 
-def deliver(site: ConsoleSite) -> None:
+def deliver(site: ConsoleSite, server: MailServer | None = None) -> None:
     handler = delivery.handler(
-        site.ground.database, server=None, console_url=lambda: site.url, system_now=lambda: datetime(2026, 3, 1, tzinfo=UTC)
+        site.ground.database, server=server, console_url=lambda: site.url, system_now=lambda: datetime(2026, 3, 1, tzinfo=UTC)
     )
     while jobs.work_once(site.ground.database, site.services.clock, {DELIVER: handler}) is not None:
         pass
@@ -107,14 +109,33 @@ def test_a_webhook_gets_what_it_is_sent_and_its_deliveries_are_kept(site: Consol
     assert root.delete("/webhooks/pager", headers={"If-Match": '"1"'}).status_code == 204
 
 
-def deliver_again(site: ConsoleSite, job: str) -> None:
+def deliver_again(site: ConsoleSite, job: str, server: MailServer | None = None) -> None:
     """The job's pause is over."""
     database = site.ground.database
     with database.transaction() as tx:
         waiting = jobs.get(tx, site.services.tenant, job)
     later = SimpleNamespace(now=lambda: waiting.due_at)
-    handler = delivery.handler(database, server=None, console_url=lambda: "", system_now=lambda: datetime(2026, 3, 1, tzinfo=UTC))
+    handler = delivery.handler(database, server=server, console_url=lambda: "", system_now=lambda: datetime(2026, 3, 1, tzinfo=UTC))
     assert jobs.work_once(database, later, {DELIVER: handler}) is not None
+
+
+def test_an_address_that_is_refused_repeats_no_mail_to_the_others(site: ConsoleSite):
+    root = site.tokens.root
+    assert root.post("/mail-recipients", json={"name": "night", "addresses": ["maria@example.org", "ola@example.org"]}).status_code == 201
+    assert root.post("/mail-recipients/night/test", json={}).status_code == 202
+    with smtp_server(refuses=("ola@example.org",)) as listening:
+        server = MailServer("localhost", listening.port, Encryption.NONE, "mooring@example.org")
+        deliver(site, server)
+        told = {one["address"]: one for one in root.get("/mail-recipients/night").json()["deliveries"]}
+        assert {address: (one["state"], one["attempts"]) for address, one in told.items()} == {
+            "maria@example.org": ("done", 1),
+            "ola@example.org": ("waiting", 1),
+        }
+        assert "ola@example.org: 5" in told["ola@example.org"]["error"]
+        deliver_again(site, told["ola@example.org"]["job"], server)
+    assert listening.recipients == [["maria@example.org"]]
+    assert listening.mails[0]["To"] == "maria@example.org, ola@example.org"
+    assert root.delete("/mail-recipients/night", headers={"If-Match": '"1"'}).status_code == 204
 
 
 def test_what_is_queued_for_a_recipient_that_is_gone_is_told_to_nobody(site: ConsoleSite):
