@@ -48,7 +48,7 @@ TAKES = {"study": (0, 1), "test": (8, 9, 10, 11, 12, 13)}
 MIXES = (200, 20, 5, 2)
 #: Rows that are kept between runs. Another form is another name.
 _PLACES, _WINDOWS, _DAMAGED = banks.CACHE / "places-3.npz", "windows-2", "damaged-1"
-_LABELS_SEED = (77, 9)
+_LABELS_SEED, _DAMAGED_SEED = (77, 9), {"study": 8, "test": 10}
 #: Code that decides what is estimated and believed.
 _SOURCES = ("benchmarks/drift/labels.py", "fleet/monitoring/accuracy.py", "fleet/monitoring/tried.py", "fleet/monitoring/audited.py",
             "fleet/monitoring/confidence.py", "fleet/registry/profiles.py", "fleet/registry/corruptions.py")  # fmt: skip
@@ -119,13 +119,13 @@ def windows(purpose: str, index: int) -> dict[str, list[Rows]]:
     return found
 
 
-def damaged(index: int) -> dict[str, Rows]:
-    """Rows of one window of a camera of the study after each damage of an import."""
-    path, scene = banks.CACHE / f"{_DAMAGED}-{index}.npz", banks.roster("study")[index][1]
+def damaged(purpose: str, index: int) -> dict[str, Rows]:
+    """Rows of one window of a camera after each damage of an import, in all three severities."""
+    kind, scene = banks.roster(purpose)[index]
+    path = banks.CACHE / f"{_DAMAGED}-{purpose}-{index}.npz"
     if not path.exists():
-        kind, _ = banks.roster("study")[index]
-        lens, _, _ = banks.lens_and_things("study", index)
-        rngs = {name: np.random.default_rng([77, 8, index, number]) for number, name in enumerate(DAMAGES)}
+        lens, _, _ = banks.lens_and_things(purpose, index)
+        rngs = {name: np.random.default_rng([77, _DAMAGED_SEED[purpose], index, number]) for number, name in enumerate(DAMAGES)}
         _store(path, {name: _frames(lens, banks.KINDS[kind], OF_WINDOW, rng, _damage(name)) for name, rng in rngs.items()})
     with np.load(path) as stored:
         return {name: _split(stored[name], scene) for name in stored.files}
@@ -138,6 +138,15 @@ def judged(cameras: Sequence[int]) -> list[Estimated]:
         return [_estimated(_released(), rows, shift) for shift, takes in windows("test", index).items() for rows in takes]
 
     return _each("labels", make, cameras)
+
+
+def judged_damaged(cameras: Sequence[int]) -> list[Estimated]:
+    """Windows of these cameras of the test after each damage of an import: where the flag is needed most."""
+
+    def make(index: int) -> list[Estimated]:
+        return [_estimated(_released(), rows, name) for name, rows in damaged("test", index).items()]
+
+    return _each("labels-damaged-test", make, cameras)
 
 
 def judged_with_labels(cameras: Sequence[int]) -> list[Estimated]:
@@ -154,7 +163,7 @@ def study_with_labels(cameras: Sequence[int]) -> list[Estimated]:
 
     def make(index: int) -> list[Estimated]:
         its = windows("study", index)
-        its |= {name: [rows] * len(its[CLEAN]) for name, rows in damaged(index).items()}
+        its |= {name: [rows] * len(its[CLEAN]) for name, rows in damaged("study", index).items()}
         return _with_labels(profile(without=_picture(index)), its, index)
 
     return _each("labels-audited-study", make, cameras)
@@ -175,7 +184,7 @@ def study_damaged(cameras: Sequence[int]) -> list[Estimated]:
 
     def make(index: int) -> list[Estimated]:
         left_out = profile(without=_picture(index))
-        return [_estimated(left_out, rows, name) for name, rows in damaged(index).items()]
+        return [_estimated(left_out, rows, name) for name, rows in damaged("study", index).items()]
 
     return _each("labels-damaged", make, cameras)
 

@@ -181,6 +181,7 @@ def _estimates(plan: Plan) -> tuple[list[Row], dict[str, object]]:
     """On the test's windows: of shifts that are benign by the release alone (DRIFT 6), all, and those that the flag lets through."""
     found, few = labels.judged(range(plan.cameras)), labels.few_things(range(plan.cameras))
     audited, mild = labels.judged_with_labels(range(plan.cameras)), labels.benign(labels.profile())
+    strong = labels.judged_damaged(range(plan.cameras))
     unit, points = "% of simulated windows", "points, simulated"
     kinds = {
         "label-free mae": [one.error for one in found if one.shift in mild],
@@ -188,6 +189,7 @@ def _estimates(plan: Plan) -> tuple[list[Row], dict[str, object]]:
         "label-free mae, flag on": [one.error for one in found if one.is_on],
         "label-free mae, hours of 44 to 88 things": [one.error for one in few],
         f"mae with {LABEL_BUDGET} labels": [one.error for one in audited],
+        "label-free mae, damage of three severities": [one.error for one in strong],
     }
     rows = [_row(name, 100 * float(np.mean(errors)), points, len(errors), 0.0, "<= 3") for name, errors in kinds.items()]
     rows += [
@@ -200,6 +202,8 @@ def _estimates(plan: Plan) -> tuple[list[Row], dict[str, object]]:
     rows += [
         _part(f"flag off when wrong, {LABEL_BUDGET} labels", [not one.is_on for one in audited if one.error > 0.05], unit, ">= 95"),
         _part(f"flag on when right, {LABEL_BUDGET} labels", [one.is_on for one in audited if one.error <= 0.03], unit, ">= 80"),
+        _part("flag off when wrong, damage of three severities", [not one.is_on for one in strong if one.error > 0.05], unit, ">= 95"),
+        _part("flag on when right, damage of three severities", [one.is_on for one in strong if one.error <= 0.03], unit, ">= 80"),
     ]
     by_scene = {one.scene: [other for other in found if other.scene == one.scene] for one in found}
     by_shift = {one.shift: [other.error for other in found if other.shift == one.shift] for one in found}

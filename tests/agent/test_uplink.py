@@ -76,6 +76,10 @@ class Device:
     def await_connected(self):
         wait_until(lambda: self.uplink.is_connected, what=f"a connection; conditions: {self.conditions.active()}")
 
+    def await_listening(self, server):
+        """It says that it is online after it asked for commands, so the broker passes on all that come from now on."""
+        wait_until(lambda: any(body.get("presence") == "online" for body in server.bodies("/status")), what="a device that listens")
+
     def condition(self, code):
         return wait_until(lambda: next((c for c in self.conditions.active() if c.code == code), None), what=f"condition {code}")
 
@@ -400,7 +404,7 @@ def test_the_twin_and_jobs_are_handed_over_and_survive_as_retained(broker, serve
 
 def test_malformed_commands_are_dropped_and_the_connection_stays(broker, server, make_identity, tmp_path):
     with Device(make_identity(broker.url), tmp_path) as device:
-        device.await_connected()
+        device.await_listening(server)
         for levels, body in (("desired", b"{"), ("ack", b"\xff\xfe"), ("ack", b'{"v":1}'), ("nothing", b"x"), ("rpc/ping", b"[]")):
             server.command("cam-1", levels, body)
         server.command("cam-1", "desired", {"v": 1, "rev": 4})
@@ -410,7 +414,7 @@ def test_malformed_commands_are_dropped_and_the_connection_stays(broker, server,
 def test_a_method_on_the_list_is_answered_others_are_named_and_expired_ones_are_not(broker, server, make_identity, tmp_path):
     exp = to_unix_ms(CLOCK.now()) + 300_000
     with Device(make_identity(broker.url), tmp_path) as device:
-        device.await_connected()
+        device.await_listening(server)
         server.command("cam-1", "rpc/ping", {"v": 1, "id": "late", "exp": 1})
         server.command("cam-1", "rpc/ping", {"v": 1, "id": "a", "exp": exp, "args": {"n": 1}})
         server.command("cam-1", "rpc/reboot", {"v": 1, "id": "b", "exp": exp})
@@ -424,7 +428,7 @@ def test_a_method_on_the_list_is_answered_others_are_named_and_expired_ones_are_
 def test_a_method_that_takes_a_while_holds_up_nothing_and_is_answered_once_at_a_time(broker, server, make_identity, tmp_path):
     exp = to_unix_ms(CLOCK.now()) + 300_000
     with Device(make_identity(broker.url), tmp_path) as device:
-        device.await_connected()
+        device.await_listening(server)
 
         def reply(identity: str) -> RpcReply:
             found = wait_until(lambda: next((body for body in server.bodies("/rpc-reply") if body["id"] == identity), None), what=identity)

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
-from simulators.sketches import MODEL, W0, WatchedDevice, add_profile, counts, enroll, profile
+from simulators.sketches import W0, WatchedDevice, add_profile, counts, enroll, profile
 
 from fleet.audit import Actor, ActorKind
 from fleet.db import Database
@@ -21,6 +21,8 @@ from protocol.sketches.profile import ModelProfile, TrialReference
 from protocol.sketches.summary import summary
 
 T0, CAM = DEFAULT_TENANT, DeviceId("cam-1")
+#: Model versions of these tests alone: a process remembers what the profile of one is.
+MODEL, OTHER = b"with-places-0001", b"with-places-0002"
 ANNA = Actor(ActorKind.PERSON, "anna")
 INGEST = IngestRules(is_enrolled=lambda _tx, _tenant, devices: set(devices), on_event=(drift_references.take_event,))
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -43,10 +45,10 @@ def with_places(off: float) -> ModelProfile:
 @pytest.fixture
 def watched(database: Database) -> Database:
     """Two days of one camera; the release knows places that differ by four points."""
-    add_profile(database, with_places(0.04))
+    add_profile(database, with_places(0.04), model=MODEL)
     enroll(database, CAM)
-    camera = WatchedDevice(device=CAM, seed=1)
-    batch = [camera.learned(), *(camera.message(window) for window in camera.hours(W0, 48))]
+    camera = WatchedDevice(device=CAM, seed=1, model=MODEL)
+    batch = [camera.message(window) for window in camera.hours(W0, 48)]
     now = moment_of(W0 + 2 * DAY)
     ingest_batch(database, batch, rules=INGEST, now=now)
     while drift_tick.tick(database, rules=DriftRules(), now=now):
@@ -118,9 +120,8 @@ def test_a_label_of_an_answer_that_was_not_given_yet_is_refused_and_nothing_is_k
 def test_labels_of_another_model_version_correct_nothing(watched):
     before = second_day(watched)
     label(watched, 160, 200)
-    other = bytes(reversed(MODEL))
-    add_profile(watched, with_places(0.04), model=other)
-    camera = WatchedDevice(device=CAM, seed=1, model=other)
+    add_profile(watched, with_places(0.04), model=OTHER)
+    camera = WatchedDevice(device=CAM, seed=1, model=OTHER)
     now = moment_of(W0 + 2 * DAY)
     ingest_batch(watched, [camera.message(one) for one in camera.hours(W0 + 2 * DAY, 24)], rules=INGEST, now=now + timedelta(days=1))
     while drift_tick.tick(watched, rules=DriftRules(), now=now + timedelta(days=1)):
