@@ -10,6 +10,7 @@ import logging
 import random
 import ssl
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -19,7 +20,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from paho.mqtt import client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -34,6 +35,7 @@ from agent.traffic import Meter, Traffic
 from protocol.clock import Clock, to_unix_ms
 from protocol.errors import ConfigError, ConflictError, DeviceError, InvalidError, MooringError, TransferError
 from protocol.messages import Ack, Desired, Presence, RpcReply, RpcRequest, Status
+from protocol.mqtt import Client
 from protocol.topics import MAX_PACKET_BYTES, STREAMS, StreamRule, command_topic, device_topic, parse
 
 log = logging.getLogger("mooring.uplink")
@@ -45,6 +47,9 @@ RESEND_MAX_S = 3600.0
 #: Seconds of system time for DNS, TCP, proxy and TLS together, and then for the CONNACK; slow links need many.
 CONNECT_TIMEOUT_S = 20.0
 CONNACK_TIMEOUT_S = 30.0
+#: A connection on which the broker acknowledged nothing for so long, in seconds of system time, although something waits for that, is
+#: given up for another one. A packet of the largest size at 10 kbit/s takes two minutes.
+PUBACK_TIMEOUT_S = 300.0
 #: First pause after a failure, doubling up to the configured cap; full jitter below it.
 BACKOFF_FIRST_S = 1.0
 #: Pause after the broker answered that it cannot take more now.
@@ -258,6 +263,7 @@ class Uplink:
         self._limit = self._settings.in_flight
         self._lost: str | None = None
         self._in_flight: dict[int, OutboxRow] = {}
+        self._answered_at = time.monotonic()
         self._acknowledged: list[int] = []
         self._ring_out: set[int] = set()
         self._refused_streams: set[str] = set()
@@ -269,7 +275,7 @@ class Uplink:
     # --- connecting ---
 
     def _connect(self, endpoint: Endpoint) -> mqtt.Client:
-        client = _new_client(endpoint, self._identity, self._proxy)
+        client = _new_client(endpoint, self._identity, self._proxy, on_failed=lambda error: self._tell(partial(self._on_failed, error)))
         client.on_connect = lambda _c, _u, _flags, reason, properties: self._tell(partial(self._on_connack, reason, properties))
         client.on_disconnect = lambda _c, _u, flags, reason, _p: self._tell(
             partial(self._on_disconnect, reason, is_from_broker=flags.is_disconnect_packet_from_server)
@@ -308,9 +314,9 @@ class Uplink:
         return topic, Status.model_validate({**will, "presence": Presence.OFFLINE}).model_dump_json(exclude_none=True).encode()
 
     def _await_connack(self, endpoint: Endpoint) -> None:
-        waiting = partial(self._wake.wait, CONNACK_TIMEOUT_S)
+        deadline = time.monotonic() + CONNACK_TIMEOUT_S  # new rows wake this thread too
         while self._connack is None and self._lost is None and not self._stop.is_set():
-            if not waiting():
+            if not self._wake.wait(deadline - time.monotonic()):
                 raise _SessionOverError("broker_unreachable", f"{endpoint.url} did not answer the connection in {CONNACK_TIMEOUT_S:g} s.")
             self._wake.clear()
             self._drain()
@@ -366,12 +372,21 @@ class Uplink:
                 self._meter.look()
             if self._lost is not None:
                 raise _SessionOverError("broker_unreachable", f"The connection to {endpoint.url} was lost: {self._lost}.")
+            self._check_answers(endpoint)
             self._resend_when_due()
             self._fill(client)
             self._send_ring(client)
             now = self._clock.monotonic()
             due_s = min((at - now for at in (self._resend_at, self._paused_until) if at > now), default=0.0)
             self._wake.wait(min(IDLE_S, due_s / self._clock.speed + 0.01))
+
+    def _check_answers(self, endpoint: Endpoint) -> None:
+        if not self._in_flight:
+            self._answered_at = time.monotonic()
+        elif time.monotonic() - self._answered_at > PUBACK_TIMEOUT_S:
+            count = len(self._in_flight)
+            text = f"{endpoint.url} is connected and acknowledged none of {count} messages in {PUBACK_TIMEOUT_S:g} s."
+            raise _SessionOverError("broker_unreachable", text)
 
     def _fill(self, client: mqtt.Client) -> None:
         """Publish from the outbox until the bound of unacknowledged messages is reached."""
@@ -383,6 +398,8 @@ class Uplink:
             rule = STREAMS[row.stream]
             properties = _message_properties(row.stream, row.levels, rule, seq=row.seq, boot=self._store.boot_id)
             info = client.publish(self._topic(row.stream, row.levels), row.payload, rule.qos, rule.retain, properties)
+            if info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
+                break  # its packet id is in use still, after 65,535 others: the row goes with the next one
             self._in_flight[info.mid] = row
             if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
                 break  # the disconnect is on its way to us
@@ -459,8 +476,12 @@ class Uplink:
             text += "; another client uses the identity of this device"
         self._lost = text
 
+    def _on_failed(self, error: Exception) -> None:
+        self._lost = f"what the broker sent cannot be read ({type(error).__name__}: {error})"
+
     def _on_puback(self, mid: int, reason: ReasonCode) -> None:
         self._ring_out.discard(mid)
+        self._answered_at = time.monotonic()
         row = self._in_flight.pop(mid, None)
         if row is None:
             return
@@ -559,11 +580,12 @@ def proxy_arguments(url: str) -> dict[str, Any]:
 def try_broker(endpoint: Endpoint, identity: Identity, *, proxy: str | None, timeout_s: float) -> str:
     """What the broker answers to a connection with this identity, which takes over one that exists. Raises: TransferError; ConfigError."""
     answered, answers = threading.Event(), list[str]()
-    client = _new_client(endpoint, identity, proxy)
 
     def note(text: str) -> None:
         answers.append(text)
         answered.set()
+
+    client = _new_client(endpoint, identity, proxy, on_failed=lambda error: note(f"sent what cannot be read: {error}"))
 
     client.on_connect = lambda _c, _u, _flags, reason, _p: note(str(reason))
     client.on_disconnect = lambda _c, _u, _flags, reason, _p: note(f"closed the connection: {reason}")
@@ -580,15 +602,9 @@ def try_broker(endpoint: Endpoint, identity: Identity, *, proxy: str | None, tim
     return answers[0]
 
 
-def _new_client(endpoint: Endpoint, identity: Identity, proxy: str | None) -> mqtt.Client:
-    client = mqtt.Client(
-        CallbackAPIVersion.VERSION2,
-        client_id=identity.device,
-        protocol=mqtt.MQTTv5,
-        transport="tcp" if endpoint.path is None else "websockets",
-        reconnect_on_failure=False,
-        manual_ack=True,
-    )
+def _new_client(endpoint: Endpoint, identity: Identity, proxy: str | None, *, on_failed: Callable[[Exception], None]) -> Client:
+    transport = "tcp" if endpoint.path is None else "websockets"
+    client = Client(identity.device, on_failed=on_failed, transport=transport, reconnect_on_failure=False)
     client.tls_set_context(identity.tls_context())
     client.connect_timeout = CONNECT_TIMEOUT_S
     if endpoint.path is not None:

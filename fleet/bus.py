@@ -17,13 +17,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from protocol.errors import ConfigError, InvalidError, UnavailableError
+from protocol.mqtt import Client
 from protocol.topics import DEFAULT_PREFIX, MAX_PACKET_BYTES, STATE_STREAMS, WIRE_MAJOR
 
 log = logging.getLogger("mooring.bus")
@@ -129,6 +130,12 @@ class Inbox:
                     self._changed.wait(left)
             return [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
 
+    def put_back(self, messages: Iterable[Incoming]) -> None:
+        """Keep what was taken and could not be worked on, in front of all others."""
+        with self._changed:
+            self._queue.extendleft(reversed(list(messages)))
+            self._changed.notify()
+
     def forget(self, connection: int) -> None:
         """Drop unread QoS 1 messages of connections before this one: the broker sends them again."""
         with self._changed:
@@ -160,14 +167,7 @@ class Bus:
         self._client = self._make_client(transport, path)
 
     def _make_client(self, transport: Any, path: str) -> mqtt.Client:
-        client = mqtt.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=self.options.principal,
-            protocol=mqtt.MQTTv5,
-            transport=transport,
-            manual_ack=True,
-            reconnect_on_failure=True,
-        )
+        client = Client(self.options.principal, on_failed=self._failed, transport=transport)
         client.tls_set_context(self.options.tls)
         if transport == "websockets":
             client.ws_set_options(path=path)
@@ -286,7 +286,15 @@ class Bus:
     def _disconnected(self, _client: mqtt.Client, _userdata: object, _flags: object, reason: ReasonCode, _properties: object) -> None:
         if self._connected.is_set():
             log.warning("broker_lost principal=%s reason=%s", self.options.principal, reason)
+        self._lose()
+
+    def _failed(self, error: Exception) -> None:
+        log.error("broker_lost principal=%s reason=%s: %s", self.options.principal, type(error).__name__, error)
+        self._lose()
+
+    def _lose(self) -> None:
         self._connected.clear()
+        self._connection += 1  # nothing is acknowledged any more that came by the lost one, neither while the client makes a new one
 
     def _received(self, _client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage) -> None:
         try:

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from sqlalchemy.sql.dml import ReturningInsert
@@ -42,8 +43,12 @@ __all__ = [
     "utc",
 ]
 
-#: How long a writer waits for another process's transaction on the same SQLite file before it gives up, seconds.
+#: How long a writer waits for another process's transaction on the same SQLite file, or anybody for one of this process's connections
+#: to PostgreSQL, before it gives up, seconds.
 BUSY_TIMEOUT_S = 30.0
+#: A database whose machine or network went without a word: noticed after a minute, not after the two hours of the system's default
+#: (postgresql.org/docs/current/libpq-connect.html). Seconds; the last one milliseconds, of data that nobody acknowledges.
+_PEER_IS_GONE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 #: Bind parameters of one statement stay below SQLite's limit of 32,766.
 MAX_PARAMETERS = 30_000
 
@@ -117,7 +122,7 @@ class Database:
         self.url = parsed.render_as_string(hide_password=True)
         self.dialect: Literal["sqlite", "postgresql"] = "sqlite" if parsed.get_backend_name() == "sqlite" else "postgresql"
         self._path = Path(parsed.database).absolute() if self.dialect == "sqlite" and parsed.database else None
-        self.engine = _sqlite_engine(parsed, busy_timeout_s) if self.dialect == "sqlite" else _postgres_engine(parsed)
+        self.engine = _sqlite_engine(parsed, busy_timeout_s) if self.dialect == "sqlite" else _postgres_engine(parsed, busy_timeout_s)
         self._writer = threading.Lock() if self.dialect == "sqlite" else contextlib.nullcontext()
         self._open = threading.local()
 
@@ -340,13 +345,14 @@ def _sqlite_engine(url: sa.URL, busy_timeout_s: float) -> Engine:
     return engine
 
 
-def _postgres_engine(url: sa.URL) -> Engine:
+def _postgres_engine(url: sa.URL, busy_timeout_s: float) -> Engine:
     return sa.create_engine(
         url,
         pool_pre_ping=True,
         pool_size=16,
         max_overflow=16,
-        connect_args={"options": "-c timezone=UTC", "connect_timeout": 10},
+        pool_timeout=busy_timeout_s,
+        connect_args={"options": "-c timezone=UTC", "connect_timeout": 10, **_PEER_IS_GONE},
     )
 
 
@@ -354,6 +360,8 @@ def _postgres_engine(url: sa.URL) -> Engine:
 def _errors_translated() -> Iterator[None]:
     try:
         yield
+    except PoolTimeoutError as error:
+        raise UnavailableError("All connections to the database are in use.", retry_after_s=1.0) from error
     except OperationalError as error:
         raise UnavailableError(f"The database does not answer: {error.orig}", retry_after_s=1.0) from error
     except DBAPIError as error:

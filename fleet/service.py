@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import platform
-import random
 import shutil
 import signal
 import socket
@@ -70,12 +69,13 @@ from fleet.monitoring.live import LiveFeed
 from fleet.registry.deltas import BUILD_DELTAS, ChildEncoder, DeltaRules
 from fleet.registry.service import Registry, confirm_clock, open_registry, prune_orders
 from fleet.registry.signing import TrustFolders, ceremony_text, create_trust
+from fleet.supervision import supervise
 from fleet.web import accounts
 from fleet.web.app import console_app, device_app
 from fleet.web.listener import Listener, ListenerTls
 from fleet.web.services import Services
 from protocol.clock import Clock, from_environment
-from protocol.errors import ConfigError, ConflictError, NotFoundError, UnavailableError
+from protocol.errors import ConfigError, ConflictError, NotFoundError
 from protocol.files import write_atomically
 from protocol.ids import DeviceId, DeviceTypeName, GroupName, LineName, TenantId
 from protocol.messages import BrokerAddress, Presence
@@ -89,8 +89,6 @@ FIRST_AGENT_FOLDER = "~/mooring-agent"
 SHADOW_REPORT_DAYS = 400
 #: Seconds of system time between two ticks, between two looks for silence and revocations, and between two deletions of old rows.
 TICK_S, HOUSEKEEPING_S, PRUNE_S = 1.0, 15.0, 3600.0
-#: A part that ended unasked is started again after a random pause of at most this, in seconds.
-RESTART_MAX_S = 15.0
 STOP_TIMEOUT_S = 20.0
 #: Seconds of system time between two looks at what releases bring for drift, and at the order of devices.
 DRIFT_S = 15.0
@@ -486,23 +484,6 @@ def _agent_program() -> str:
     """How a new shell of this machine starts the agent: by name, or by path where the name is not on the PATH."""
     beside = Path(sys.executable).with_name("mooring-agent")
     return str(beside) if shutil.which("mooring-agent") is None and beside.exists() else "mooring-agent"
-
-
-def supervise(name: str, work: Callable[[], None], stop: threading.Event) -> None:
-    """The outermost loop of a part: whatever ended it is logged, then it starts again after a pause that grows."""
-    failures = 0
-    while not stop.is_set():
-        try:
-            work()
-            failures = 0
-        except UnavailableError as error:
-            failures += 1
-            log.warning("part_waits part=%s error=%s", name, error)
-        except Exception:
-            failures += 1
-            log.exception("part_failed part=%s", name)
-        if failures:
-            stop.wait(random.uniform(0.1, min(RESTART_MAX_S, 0.5 * 2**failures)))  # noqa: S311 - jitter, no secret
 
 
 def banner_text(config: FleetConfig, clock: Clock) -> str:

@@ -37,7 +37,7 @@ ONLY_IMPORTERS: dict[str, tuple[str, ...]] = {
     "ai_edge_litert": ("runtime/tflite.py",),
     "tflite_runtime": ("runtime/tflite.py",),
     "obstore": ("fleet/blobs.py",),
-    "paho": ("agent/uplink.py", "agent/sources/sensor.py", "agent/doctor.py", "fleet/bus.py", "fleet/broker.py"),
+    "paho": ("protocol/mqtt.py", "agent/uplink.py", "agent/sources/sensor.py", "agent/doctor.py", "fleet/bus.py", "fleet/broker.py"),
 }
 
 #: Pure deciders: values in, values out. They import nothing that acts.

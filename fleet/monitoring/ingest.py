@@ -499,8 +499,12 @@ class IngestWorker:
                 self.work(batch, stop)
 
     def work(self, batch: Sequence[Incoming], stop: threading.Event) -> None:
-        """Store one batch, however long the database is away, and acknowledge it."""
-        outcome = self._store(batch, stop)
+        """Store one batch, however long the database is away, and acknowledge it. What keeps it from that is raised; it waits on then."""
+        try:
+            outcome = self._store(batch, stop)
+        except BaseException:
+            self._bus.inbox.put_back(batch)
+            raise
         if outcome is None:
             return
         self._bus.acknowledge(batch)

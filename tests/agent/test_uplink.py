@@ -1,10 +1,9 @@
 """The outbox reaches a real broker, waits while it is away, and believes nobody but the server's acknowledgement."""
 
 import random
-import socket
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any, Self
 
 import pytest
@@ -12,6 +11,7 @@ from paho.mqtt import client as mqtt
 from simulators.authority import Authority
 from simulators.mosquitto import ACL, Mosquitto, ServerSide
 from simulators.proxy import Proxy
+from simulators.tls_peer import CONNACK, NonsenseBroker, tls_server
 from waiting import PATIENCE_S, wait_until
 
 from agent import uplink
@@ -267,29 +267,10 @@ def test_a_device_that_may_not_connect_is_refused_in_the_brokers_words(mosquitto
 
 
 @contextmanager
-def tls_server(tmp_path, authority, serve) -> Iterator[str]:
-    """A TLS server on loopback that hands each connection to `serve`."""
-    import ssl
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*authority.issue(tmp_path, "old-broker", hosts=("127.0.0.1",)))
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-
-        def run() -> None:
-            while True:
-                try:
-                    raw, _ = listener.accept()
-                    with context.wrap_socket(raw, server_side=True) as connection:
-                        serve(connection)
-                except (OSError, ssl.SSLError):
-                    if listener.fileno() < 0:
-                        return
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        yield f"mqtts://127.0.0.1:{listener.getsockname()[1]}"
-        listener.shutdown(socket.SHUT_RDWR)
-    thread.join(60)
+def tls_broker(tmp_path, authority, serve) -> Iterator[str]:
+    """The URL of a broker that hands each connection to `serve`."""
+    with tls_server(*authority.issue(tmp_path, "old-broker", hosts=("127.0.0.1",)), serve) as port:
+        yield f"mqtts://127.0.0.1:{port}"
 
 
 def test_a_broker_that_speaks_only_3_1_1_is_refused_naming_its_answer(tmp_path, authority, make_identity):
@@ -298,14 +279,14 @@ def test_a_broker_that_speaks_only_3_1_1_is_refused_naming_its_answer(tmp_path, 
         connection.sendall(bytes([0x20, 2, 0, 1]))  # CONNACK 3.1.1, return code 1: unacceptable protocol version
         connection.recv(1)
 
-    with tls_server(tmp_path, authority, old_broker) as url, Device(make_identity(url), tmp_path) as device:
+    with tls_broker(tmp_path, authority, old_broker) as url, Device(make_identity(url), tmp_path) as device:
         found = device.condition("broker_not_mqtt5")
         assert "MQTT 5" in found.text
         assert "Unsupported protocol version" in found.text
 
 
 def test_a_broker_that_hangs_up_on_mqtt_5_is_named_with_what_that_may_mean(tmp_path, authority, make_identity):
-    with tls_server(tmp_path, authority, lambda connection: connection.recv(4096)) as url, Device(make_identity(url), tmp_path) as device:
+    with tls_broker(tmp_path, authority, lambda connection: connection.recv(4096)) as url, Device(make_identity(url), tmp_path) as device:
         assert "does not speak MQTT 5" in device.condition("broker_unreachable").text
 
 
@@ -320,8 +301,35 @@ def test_a_refused_subscription_is_a_condition(tmp_path, authority, make_identit
         while connection.recv(4096):
             pass
 
-    with tls_server(tmp_path, authority, deaf_broker) as url, Device(make_identity(url), tmp_path) as device:
+    with tls_broker(tmp_path, authority, deaf_broker) as url, Device(make_identity(url), tmp_path) as device:
         assert "Not authorized" in device.condition("subscribe_refused").text
+
+
+def test_a_packet_that_cannot_be_read_ends_the_connection_and_the_next_one_works(tmp_path, authority, make_identity):
+    broker = NonsenseBroker()
+    with tls_broker(tmp_path, authority, broker) as url, Device(make_identity(url), tmp_path) as device:
+        assert "was lost" in device.condition("broker_unreachable").text
+        wait_until(lambda: broker.subscribed >= 2 and device.uplink.is_connected, what="another connection")
+
+
+def test_a_broker_that_acknowledges_nothing_is_left_for_another_connection(tmp_path, authority, make_identity):
+    connections: list[bytes] = []
+
+    def deaf_broker(connection) -> None:
+        connections.append(connection.recv(4096))
+        connection.sendall(CONNACK)
+        while connection.recv(65_536):
+            pass
+
+    patience, uplink.PUBACK_TIMEOUT_S = uplink.PUBACK_TIMEOUT_S, 0.5
+    try:
+        with tls_broker(tmp_path, authority, deaf_broker) as url, Device(make_identity(url), tmp_path) as device:
+            device.store.add("event", (), {"type": "x"})
+            assert "acknowledged none of" in device.condition("broker_unreachable").text
+            wait_until(lambda: len(connections) >= 2, what="another connection")
+            assert device.store.counts().by_stream["event"] == 1
+    finally:
+        uplink.PUBACK_TIMEOUT_S = patience
 
 
 def test_when_the_last_word_is_not_acknowledged_the_will_is_asked_for(tmp_path, authority, make_identity):
@@ -333,7 +341,7 @@ def test_when_the_last_word_is_not_acknowledged_the_will_is_asked_for(tmp_path, 
         while chunk := connection.recv(65_536):
             heard.append(chunk)
 
-    with tls_server(tmp_path, authority, silent_broker) as url:
+    with tls_broker(tmp_path, authority, silent_broker) as url:
         with Device(make_identity(url), tmp_path) as device:
             device.await_connected()
         wait_until(lambda: b"".join(heard).endswith((b"\xe0\x02\x04\x00", b"\xe0\x01\x04")), what="DISCONNECT with reason 0x04")
@@ -478,7 +486,7 @@ def test_no_more_than_the_bound_is_ever_in_flight(tmp_path, authority, make_iden
             data += chunk
             counts.append(data.count(b"mooring/1/t0/d/cam-1/event"))
 
-    with tls_server(tmp_path, authority, silent_broker) as url:
+    with tls_broker(tmp_path, authority, silent_broker) as url:
         device = Device(make_identity(url), tmp_path, in_flight=5)
         for _ in range(100):
             device.store.add("event", (), {"type": "x"})

@@ -4,13 +4,16 @@ The device is the agent's own outbox and uplink; broker, ingest process and data
 once ingest stays away longer than the broker keeps its queue. What of class `sent` is lost is counted and printed.
 """
 
+import contextlib
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +81,15 @@ class IngestProcess:
             self.process.kill()
             self.process.wait()
 
+    def said(self) -> str:
+        """Its last words, with what each of its threads does now when it still lives."""
+        if self.process is not None and self.process.poll() is None:
+            before = self.log.stat().st_size
+            self.process.send_signal(signal.SIGUSR1)
+            with contextlib.suppress(AssertionError):
+                wait_until(lambda: b"in <module>" in self.log.read_bytes()[before:], timeout_s=10, what="the stacks of its threads")
+        return f"ingest, status {self.process and self.process.poll()}:\n{self.log.read_text()[-6000:]}"
+
     def connections(self) -> list[str]:
         """What it said of each connection: whether the broker still had its session."""
         return [line.rpartition("=")[2] for line in self.log.read_text().splitlines() if line.startswith("connected")]
@@ -93,6 +105,25 @@ class Server:
     url: str
     authority: Authority
     done: list[str] = field(default_factory=list)
+
+    def wait_until(self, predicate: Callable[[], object], *, what: str, device: Store) -> None:
+        """As `waiting.wait_until`; when it fails it tells what device, broker and ingest were at."""
+        try:
+            wait_until(predicate, timeout_s=600, what=what)
+        except AssertionError as error:
+            others = [frame for thread, frame in sys._current_frames().items() if thread != threading.get_ident()]
+            stacks = "\n".join("".join(traceback.format_stack(frame)) for frame in others)
+            broker = f"broker started {self.broker.starts} times, running: {self.broker.is_running}"
+            seen = f"{device.counts()}\n{self.done}, {broker}\n{self.ingest.said()}\ndatabase:\n{self.at_work()}\nhere:\n{stacks}"
+            raise AssertionError(f"{error}\n{seen}") from None
+
+    def at_work(self) -> str:
+        """What each connection to PostgreSQL does, and waits for."""
+        if self.database.dialect == "sqlite":
+            return "a file"
+        with self.database.reading() as tx:
+            asked = "SELECT pid, state, wait_event_type, wait_event, now() - state_change, left(query, 120) FROM pg_stat_activity"
+            return "\n".join(map(str, tx.execute(sa.text(asked))))
 
     def hurt(self, kind: str) -> None:
         if kind == "broker":  # one that is still down from the time before is not killed again
@@ -198,7 +229,7 @@ def test_twenty_thousand_stored_rows_arrive_once_each_over_kills_of_broker_inges
     while added < STORED:
         device.add_all(rows(added))
         added += CHUNK
-        wait_until(lambda: device.counts().by_stream.get("event", 0) < 2000, timeout_s=600, what="the outbox to empty")
+        server.wait_until(lambda: device.counts().by_stream.get("event", 0) < 2000, what="the outbox to empty", device=device)
         while kills and added - device.counts().by_stream.get("event", 0) >= kills[0][0]:
             server.hurt(kills.pop(0)[1])
         if added == outage_at:
@@ -206,7 +237,7 @@ def test_twenty_thousand_stored_rows_arrive_once_each_over_kills_of_broker_inges
             added += CHUNK
     for _, kind in kills:
         server.hurt(kind)
-    wait_until(lambda: not {"event", "tel"} & device.counts().by_stream.keys(), timeout_s=600, what="an empty outbox")
+    server.wait_until(lambda: not {"event", "tel"} & device.counts().by_stream.keys(), what="an empty outbox", device=device)
     wait_until(quiet(server.database), what="the last rows of class sent")
     device.add("tel", ("sys",), TELEMETRY)  # its floor says which before it will not come any more
     wait_until(lambda: highest_seen(server.database, "tel") == SENT, what="one more row of class sent")

@@ -1,5 +1,9 @@
-"""An ingest worker as a process of its own, to be killed: `python ingest_process.py OPTIONS.json`; says on stdout when it is connected."""
+"""An ingest worker as a process of its own, to be killed: `python ingest_process.py OPTIONS.json`; says on stdout when it is connected.
 
+Like the server's own workers it is started again when it fails, and says so. SIGUSR1: it prints what each of its threads does.
+"""
+
+import faulthandler
 import json
 import signal
 import sys
@@ -10,6 +14,7 @@ from fleet.broker import INGEST, ClientFiles, client_tls
 from fleet.bus import Bus, BusOptions, ingest_subscriptions
 from fleet.db import Database
 from fleet.monitoring.ingest import IngestRules, IngestWorker
+from fleet.supervision import supervise
 from protocol.clock import SystemClock
 
 
@@ -19,18 +24,24 @@ def say(text: str) -> None:
 
 
 def main(options: dict[str, str]) -> None:
+    faulthandler.register(signal.SIGUSR1)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     files = ClientFiles(Path(options["ca"]), Path(options["certificate"]), Path(options["key"]))
     database = Database(options["database"])
-    bus = Bus(
-        BusOptions(options["broker"], INGEST, client_tls(files), ingest_subscriptions(share=options["share"]), int(options["session_s"])),
-    )
-    bus.on_connected = lambda: say(f"connected session_present={bus.session_present}")
-    bus.start()
+    wanted = ingest_subscriptions(share=options["share"])
     rules = IngestRules(is_enrolled=lambda _tx, _tenant, devices: set(devices))
-    IngestWorker(bus, database, SystemClock(), rules=rules, batch=500).run(stop)
-    bus.stop()
+
+    def work() -> None:
+        bus = Bus(BusOptions(options["broker"], INGEST, client_tls(files), wanted, int(options["session_s"])))
+        bus.on_connected = lambda: say(f"connected session_present={bus.session_present}")
+        bus.start()
+        try:
+            IngestWorker(bus, database, SystemClock(), rules=rules, batch=500).run(stop)
+        finally:
+            bus.stop()
+
+    supervise("ingest", work, stop)
 
 
 if __name__ == "__main__":

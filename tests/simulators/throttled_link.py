@@ -1,6 +1,7 @@
 """A slow link: a TCP proxy on loopback that lets the first bytes of each connection pass and slows down what follows."""
 
 import contextlib
+import math
 import socket
 import threading
 
@@ -8,10 +9,10 @@ CHUNK_BYTES = 8192
 
 
 class ThrottledLink:
-    """Forwards to a port of loopback; what the far end sends after `free_bytes` of a connection comes at `bytes_per_s`."""
+    """Forwards to a port of loopback, or to a Unix socket; what comes back after `free_bytes` of a connection comes at `bytes_per_s`."""
 
-    def __init__(self, target_port: int, *, bytes_per_s: float, free_bytes: int) -> None:
-        self._target_port, self._bytes_per_s, self._free_bytes = target_port, bytes_per_s, free_bytes
+    def __init__(self, target: int | str, *, bytes_per_s: float = math.inf, free_bytes: int = 0) -> None:
+        self._target, self._bytes_per_s, self._free_bytes = target, bytes_per_s, free_bytes
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._pause = threading.Event()
         threading.Thread(target=self._accept, name="throttled-link", daemon=True).start()
@@ -36,11 +37,18 @@ class ThrottledLink:
             threading.Thread(target=self._join, args=(near,), daemon=True).start()
 
     def _join(self, near: socket.socket) -> None:
-        with near, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._target_port)) as far:
+        with near, contextlib.suppress(OSError), self._connect() as far:
             back = threading.Thread(target=self._pump, args=(far, near), kwargs={"free": self._free_bytes}, daemon=True)
             back.start()
             self._pump(near, far, free=None)
             back.join()
+
+    def _connect(self) -> socket.socket:
+        if isinstance(self._target, int):
+            return socket.create_connection(("127.0.0.1", self._target))
+        far = socket.socket(socket.AF_UNIX)
+        far.connect(self._target)
+        return far
 
     def _pump(self, source: socket.socket, sink: socket.socket, *, free: int | None) -> None:
         with contextlib.suppress(OSError):

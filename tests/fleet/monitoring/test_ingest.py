@@ -1,16 +1,29 @@
 """Ingest is idempotent, survives lateness and disorder, and keeps what it does not understand: on SQLite and PostgreSQL."""
 
 import random
+import ssl
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from simulators.messages import TS, body, event, incoming, inference, reported, status, tel_sys
 
-from fleet.bus import Incoming
+from fleet.broker import INGEST
+from fleet.bus import Bus, BusOptions, Incoming
 from fleet.db import Database
 from fleet.monitoring import store
-from fleet.monitoring.ingest import DEAD_LETTER_BYTES, PREDICTIONS_KEPT, IngestRules, Message, Rejected, ingest_batch, read_message
+from fleet.monitoring.ingest import (
+    DEAD_LETTER_BYTES,
+    PREDICTIONS_KEPT,
+    IngestRules,
+    IngestWorker,
+    Message,
+    Rejected,
+    ingest_batch,
+    read_message,
+)
 from fleet.monitoring.model import Health
+from protocol.clock import SystemClock
 from protocol.ids import DEFAULT_TENANT, DeviceId
 from protocol.messages import Presence
 
@@ -233,3 +246,24 @@ def test_a_message_that_our_own_code_fails_at_does_not_hold_up_the_others(monito
     with monitored.reading() as tx:
         (letter,) = store.list_dead_letters(tx, T0)
     assert type(error).__name__ in letter.reason
+
+
+def test_a_batch_that_could_not_be_worked_on_waits_in_front_of_the_others(monitored):
+    failures = [MemoryError("for a moment")]
+
+    def is_enrolled(_tx, tenant, devices):
+        if failures:
+            raise failures.pop()
+        return {one for one in devices if (tenant, one) in ENROLLED}
+
+    bus = Bus(BusOptions("mqtts://localhost:1", INGEST, ssl.create_default_context()))
+    sent = [event("cam-1", seq) for seq in range(5)]
+    for one in sent:
+        bus.inbox.put(one)
+    worker, stop = IngestWorker(bus, monitored, SystemClock(), rules=IngestRules(is_enrolled), batch=2), threading.Event()
+    with pytest.raises(MemoryError):
+        worker.run(stop)
+    waiting = bus.inbox.take(10, wait_s=0, gather_s=0)
+    assert waiting == sent
+    worker.work(waiting, stop)
+    assert (counts(monitored)["events"], worker.accepted, len(bus.inbox)) == (5, 5, 0)
