@@ -2,10 +2,12 @@
 
 A worker claims a job under a lease, runs it, and marks it done in the transaction of the job's own effect. A worker that dies loses
 its lease and another one runs the job again: at least once, so every handler is safe to repeat. Failures are retried with full
-jitter; after its last attempt a job is dead and stays visible. A `key` makes adding idempotent while the job is not finished.
+jitter; after its last attempt a job is dead and stays visible. A `key` makes adding idempotent while the job is not finished. Of the
+jobs of one `lane` one runs at a time, over all workers: what makes them slow holds up only themselves.
 """
 
 import json
+import logging
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +23,8 @@ from protocol.canonical import canonical_json
 from protocol.clock import Clock
 from protocol.errors import ConflictError, MooringError, NotFoundError
 from protocol.ids import TenantId, new_id
+
+log = logging.getLogger("mooring.jobs")
 
 #: Attempts before a job is dead, unless the caller says otherwise: with the pauses below about two hours of trouble.
 DEFAULT_ATTEMPTS = 12
@@ -53,6 +57,8 @@ jobs = sa.Table(
     sa.Column("kind", sa.String(63), nullable=False),
     # set while the job is not finished; unique per kind
     sa.Column("key", sa.String(200)),
+    # jobs with the same one are not run at the same time
+    sa.Column("lane", sa.String(200)),
     sa.Column("payload", sa.Text, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("due_at", db.utc, nullable=False),
@@ -77,6 +83,7 @@ class Job:
     job: str
     kind: str
     key: str | None
+    lane: str | None
     payload: Mapping[str, Any]
     state: JobState
     due_at: datetime
@@ -101,6 +108,7 @@ def add(
     payload: Mapping[str, Any],
     now: datetime,
     key: str | None = None,
+    lane: str | None = None,
     delay_s: float = 0.0,
     max_attempts: int = DEFAULT_ATTEMPTS,
 ) -> str | None:
@@ -116,6 +124,7 @@ def add(
         "job": job,
         "kind": kind,
         "key": key,
+        "lane": lane,
         "payload": canonical_json(dict(payload)).decode(),
         "state": str(JobState.WAITING),
         "due_at": now + timedelta(seconds=delay_s),
@@ -135,17 +144,17 @@ def add(
 
 
 def claim(tx: db.Connection, *, kinds: Sequence[str], now: datetime, lease_s: float = DEFAULT_LEASE_S) -> Job | None:
-    """The due job that waits longest, of these kinds, now leased to the caller; None when there is none.
+    """The due job that waits longest, of these kinds and of lanes where none runs, now leased to the caller; None when there is none.
 
     A running job whose lease ended is due again; one that has no attempt left is marked dead on the way.
     """
     _bury(tx, now)
-    is_due = sa.or_(
-        sa.and_(jobs.c.state == str(JobState.WAITING), jobs.c.due_at <= now),
-        sa.and_(jobs.c.state == str(JobState.RUNNING), jobs.c.lease_until <= now),
-    )
-    statement = sa.select(jobs).where(is_due, jobs.c.kind.in_(list(kinds))).order_by(jobs.c.due_at, jobs.c.job).limit(1)
-    row = tx.execute(statement.with_for_update(skip_locked=True)).mappings().one_or_none()
+    row, passed = None, list[tuple[str, str]]()
+    while (found := _find_due(tx, kinds, now, passed)) is not None:
+        if found["lane"] is None or _is_free(tx, found["tenant"], found["lane"], now):
+            row = found
+            break
+        passed.append((found["tenant"], found["lane"]))
     if row is None:
         return None
     claimed = {
@@ -229,17 +238,20 @@ def work_once(database: db.Database, clock: Clock, handlers: Mapping[str, Handle
     """
     with database.transaction() as tx:
         job = claim(tx, kinds=list(handlers), now=clock.now(), lease_s=lease_s)
-    if job is None:
-        return None
+    if job is not None:
+        _run(database, clock, handlers[job.kind], job)
+    return job
+
+
+def _run(database: db.Database, clock: Clock, handler: Handler, job: Job) -> None:
     try:
-        handlers[job.kind](job)
+        handler(job)
     except MooringError as error:
         with database.transaction() as tx:
             fail(tx, job, f"{error.code}: {error}", now=clock.now())
-        return job
-    with database.transaction() as tx:
-        finish_if_held(tx, job, now=clock.now())
-    return job
+    else:
+        with database.transaction() as tx:
+            finish_if_held(tx, job, now=clock.now())
 
 
 def work(database: db.Database, clock: Clock, handlers: Mapping[str, Handler], stop: threading.Event, *, idle_s: float = 1.0) -> None:
@@ -249,6 +261,50 @@ def work(database: db.Database, clock: Clock, handlers: Mapping[str, Handler], s
             stop.wait(idle_s)
 
 
+def work_side_by_side(
+    database: db.Database,
+    clock: Clock,
+    handlers: Mapping[str, Handler],
+    stop: threading.Event,
+    *,
+    most: int,
+    lease_s: float = DEFAULT_LEASE_S,
+    idle_s: float = 1.0,
+) -> None:
+    """Run due jobs, up to `most` at once, each on a thread of its own, until `stop` is set; returns when those that run have ended.
+
+    Meant for jobs that mostly wait for others. An error of a handler beyond MooringError is logged; the lease of its job runs out.
+    Raises: UnavailableError when the database does not answer.
+    """
+    free, running = threading.Semaphore(most), list[threading.Thread]()
+
+    def run(job: Job) -> None:
+        try:
+            _run(database, clock, handlers[job.kind], job)
+        except Exception:
+            log.exception("job_failed job=%s kind=%s", job.job, job.kind)
+        finally:
+            free.release()
+
+    while not stop.is_set():
+        if not free.acquire(timeout=idle_s):
+            continue
+        try:
+            with database.transaction() as tx:
+                job = claim(tx, kinds=list(handlers), now=clock.now(), lease_s=lease_s)
+        except BaseException:
+            free.release()
+            raise
+        if job is None:
+            free.release()
+            stop.wait(idle_s)
+            continue
+        running = [*(thread for thread in running if thread.is_alive()), threading.Thread(target=run, args=(job,), daemon=True)]
+        running[-1].start()
+    for thread in running:
+        thread.join()
+
+
 def finish_if_held(tx: db.Connection, job: Job, *, now: datetime) -> bool:
     """Mark the job done unless it already is, or another worker took it over; returns whether this call did."""
     current = get(tx, job.tenant, job.job)
@@ -256,6 +312,31 @@ def finish_if_held(tx: db.Connection, job: Job, *, now: datetime) -> bool:
         return False
     finish(tx, job, now=now)
     return True
+
+
+def _find_due(tx: db.Connection, kinds: Sequence[str], now: datetime, passed: Sequence[tuple[str, str]]) -> sa.RowMapping | None:
+    """The job to claim next, locked; none of a lane where one is seen to run, or of those passed over."""
+    is_due = sa.or_(
+        sa.and_(jobs.c.state == str(JobState.WAITING), jobs.c.due_at <= now),
+        sa.and_(jobs.c.state == str(JobState.RUNNING), jobs.c.lease_until <= now),
+    )
+    other = jobs.alias()
+    runs_in_lane = sa.exists().where(other.c.tenant == jobs.c.tenant, other.c.lane == jobs.c.lane, *_is_held(other, now))
+    is_elsewhere = [sa.or_(jobs.c.lane.is_(None), jobs.c.tenant != tenant, jobs.c.lane != lane) for tenant, lane in passed]
+    statement = sa.select(jobs).where(is_due, jobs.c.kind.in_(list(kinds)), ~runs_in_lane, *is_elsewhere)
+    statement = statement.order_by(jobs.c.due_at, jobs.c.job).limit(1).with_for_update(of=jobs, skip_locked=True)
+    return tx.execute(statement).mappings().one_or_none()
+
+
+def _is_free(tx: db.Connection, tenant: str, lane: str, now: datetime) -> bool:
+    """Whether no job of the lane runs, and none will before this transaction ends: others that claim wait here for their turn."""
+    db.lock(tx, f"lane/{tenant}/{lane}")
+    runs = sa.select(jobs.c.job).where(jobs.c.tenant == tenant, jobs.c.lane == lane, *_is_held(jobs, now)).limit(1)
+    return tx.scalar(runs) is None
+
+
+def _is_held(table: sa.FromClause, now: datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    return table.c.state == str(JobState.RUNNING), table.c.lease_until > now
 
 
 def _release_running(tx: db.Connection, tenant: TenantId, kind: str, key: str) -> None:
@@ -287,6 +368,7 @@ def _job(row: Mapping[Any, Any]) -> Job:
         job=row["job"],
         kind=row["kind"],
         key=row["key"],
+        lane=row["lane"],
         payload=json.loads(row["payload"]),
         state=JobState(row["state"]),
         due_at=row["due_at"],

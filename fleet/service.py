@@ -98,6 +98,8 @@ ALARM_EXPIRY_S = 7 * 86_400
 DELTA_LEASE_S = 60.0
 #: Real seconds that one delivery of an alert may take: longer than the limits of webhook and mail together.
 DELIVERY_LEASE_S = 300.0
+#: Alerts that one process brings to receivers at once, one to each; as many may hang before the others wait.
+DELIVERIES_AT_ONCE = 8
 #: Where a demo finds its login; no other start writes a password anywhere.
 DEMO_LOGIN = "demo-login.json"
 #: Open alarms that the chart of the fleet counts at most.
@@ -437,14 +439,14 @@ class Server:
         second.start(console_app(services))
 
     def _deliver_alerts(self, ground: Ground) -> None:
-        """Alerts to webhooks and mail, in a thread of their own: a receiver that is slow delays no other job."""
+        """Alerts to webhooks and mail, several at once: a receiver that is slow delays neither another one nor any other job."""
         server, lease_s = delivery.mail_server(self.config.mail), DELIVERY_LEASE_S * self.clock.speed
         deliver = delivery.handler(
             ground.database, server=server, console_url=lambda: self.addresses.console_url, system_now=lambda: datetime.now(UTC)
         )
-        while not self._stop.is_set():
-            if jobs.work_once(ground.database, self.clock, {DELIVER: deliver}, lease_s=lease_s) is None:
-                self._stop.wait(TICK_S)
+        jobs.work_side_by_side(
+            ground.database, self.clock, {DELIVER: deliver}, self._stop, most=DELIVERIES_AT_ONCE, lease_s=lease_s, idle_s=TICK_S
+        )
 
     def _listener(self, name: str, host: str, port: int, tls: ListenerTls | None) -> Listener:
         listener = Listener(name=name, host=host, port=port, tls=tls)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from fleet import jobs
 from fleet.jobs import JobState
@@ -163,6 +164,35 @@ def test_a_key_that_waits_for_later_is_brought_forward_by_one_that_is_due_sooner
         assert jobs.get(tx, T0, waiting).due_at == due_at, "what failed keeps its pause"
 
 
+def test_of_one_lane_one_job_runs_at_a_time_and_other_lanes_go_on(database):
+    with database.transaction() as tx:
+        first, second = _add(tx, lane="pager"), _add(tx, lane="pager", delay_s=1)
+        other, none = _add(tx, lane="mail", delay_s=2), _add(tx, delay_s=3)
+    with database.transaction() as tx:
+        job = _claim(tx, now=LATER)
+        assert [job.job, _claim(tx, now=LATER).job, _claim(tx, now=LATER).job, _claim(tx, now=LATER)] == [first, other, none, None]
+        jobs.finish(tx, job, now=LATER)
+        assert _claim(tx, now=LATER).job == second
+
+
+def test_a_lane_is_free_again_when_its_jobs_lease_is_over_and_for_another_tenant_always(database):
+    with database.transaction() as tx:
+        first, _second = _add(tx, lane="pager"), _add(tx, lane="pager", delay_s=1)
+        theirs = _add(tx, lane="pager", tenant=T1, delay_s=2)
+        assert [_claim(tx, now=LATER).job, _claim(tx, now=LATER).job, _claim(tx, now=LATER)] == [first, theirs, None]
+        over = LATER + timedelta(seconds=61)
+        assert [_claim(tx, now=over).job, _claim(tx, now=over).job, _claim(tx, now=over)] == [first, theirs, None]
+
+
+def test_a_job_that_failed_leaves_its_lane_to_the_next_one_meanwhile(database):
+    with database.transaction() as tx:
+        first, second = _add(tx, lane="pager"), _add(tx, lane="pager", delay_s=1)
+        job = _claim(tx, now=LATER)
+        assert job.job == first
+        jobs.fail(tx, job, "nobody answers", now=LATER, jitter=lambda: 1.0)
+        assert _claim(tx, now=LATER).job == second
+
+
 def test_another_tenants_job_is_not_found(database):
     with database.transaction() as tx:
         job_id = _add(tx)
@@ -206,6 +236,89 @@ def test_many_workers_run_every_job_exactly_once_when_none_dies(database):
     for worker in workers:
         worker.join()
     assert sorted(ran) == list(range(60))
+
+
+def test_many_workers_never_run_two_jobs_of_one_lane_at_once(database):
+    with database.transaction() as tx:
+        for number in range(40):
+            _add(tx, payload={"n": number, "lane": number % 3}, lane=f"lane {number % 3}", now=datetime(2026, 1, 1, tzinfo=UTC))
+    ran, at_once, inside, guard = [], [], [0, 0, 0], threading.Lock()
+    pause = threading.Event()
+
+    def handle(job):
+        lane = job.payload["lane"]
+        with guard:
+            inside[lane] += 1
+            at_once.append(inside[lane])
+        pause.wait(0.01)
+        with guard:
+            inside[lane] -= 1
+            ran.append(job.payload["n"])
+
+    def work():
+        while len(ran) < 40:
+            if jobs.work_once(database, SystemClock(), {"send": handle}) is None:
+                pause.wait(0.01)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert (sorted(ran), max(at_once)) == (list(range(40)), 1)
+
+
+def test_side_by_side_a_job_that_hangs_holds_up_its_lane_alone_and_one_that_breaks_none(database, caplog):
+    past = datetime(2026, 1, 1, tzinfo=UTC)
+    with database.transaction() as tx:
+        _add(tx, payload={"n": "hangs"}, lane="pager", now=past)
+        _add(tx, payload={"n": "behind"}, lane="pager", now=past, delay_s=1)
+        _add(tx, payload={"n": "breaks"}, lane="mail", now=past, delay_s=2)
+        _add(tx, payload={"n": "good"}, lane="chat", now=past, delay_s=3)
+    stop, may_end, ran = threading.Event(), threading.Event(), []
+
+    def handle(job):
+        if job.payload["n"] == "hangs":
+            assert may_end.wait(120)
+        if job.payload["n"] == "breaks":
+            raise ValueError("a mistake")
+        ran.append(job.payload["n"])
+
+    worker = threading.Thread(
+        target=jobs.work_side_by_side,
+        args=(database, SystemClock(), {"send": handle}, stop),
+        kwargs={"most": 2, "idle_s": 0.01},
+    )
+    worker.start()
+    wait_until(lambda: ran == ["good"] and "a mistake" in caplog.text, what="those of other lanes")
+    may_end.set()
+    wait_until(lambda: len(ran) == 3, what="those of the lane")
+    stop.set()
+    worker.join(120)
+    assert (worker.is_alive(), ran) == (False, ["good", "hangs", "behind"])
+
+
+def test_side_by_side_what_runs_is_waited_for_at_the_end(database):
+    with database.transaction() as tx:
+        job_id = _add(tx, now=datetime(2026, 1, 1, tzinfo=UTC))
+    stop, may_end, began = threading.Event(), threading.Event(), threading.Event()
+
+    def handle(_job):
+        began.set()
+        assert may_end.wait(120)
+
+    worker = threading.Thread(
+        target=jobs.work_side_by_side, args=(database, SystemClock(), {"send": handle}, stop), kwargs={"most": 2, "idle_s": 0.01}
+    )
+    worker.start()
+    assert began.wait(120)
+    stop.set()
+    worker.join(0.2)
+    assert worker.is_alive()
+    may_end.set()
+    worker.join(120)
+    with database.reading() as tx:
+        assert jobs.get(tx, T0, job_id).state is JobState.DONE
 
 
 def test_a_handlers_mooring_error_is_recorded_and_any_other_propagates(database):

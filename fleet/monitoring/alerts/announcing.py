@@ -14,6 +14,8 @@ from protocol.ids import TenantId
 
 #: Kind of the job that brings one alert to one recipient; its handler is in fleet.service.
 DELIVER = "deliver-alert"
+#: Deliveries that must not hang side by side: all mail goes through one server. Each webhook is a lane of its own.
+MAIL_LANE = "mail"
 #: Kind of the job that publishes an event on `f/alarm`, as `drift_alarms` does for alarms.
 PUBLISH = "publish-alarm"
 #: Attempts of one delivery; with the pauses of fleet.jobs about two hours.
@@ -63,10 +65,10 @@ def _queue_for(tx: db.Connection, recipient: Recipient, alert: Alert, *, now: da
     made = []
     for number, address in enumerate(recipient.addresses):
         payload: dict[str, Any] = {"recipient": recipient.name, "alert": alert_document(alert)}
-        key = f"{recipient.name}/{alert.id}"
+        key, lane = f"{recipient.name}/{alert.id}", f"webhook/{recipient.name}"
         if recipient.kind is RecipientKind.MAIL:  # a webhook's address may hold a secret, which stays where it is
-            payload["address"], key = address, f"{key}/{number}"
-        job = jobs.add(tx, tenant=recipient.tenant, kind=DELIVER, payload=payload, now=now, key=key, max_attempts=ATTEMPTS)
+            payload["address"], key, lane = address, f"{key}/{number}", MAIL_LANE
+        job = jobs.add(tx, tenant=recipient.tenant, kind=DELIVER, payload=payload, now=now, key=key, lane=lane, max_attempts=ATTEMPTS)
         made += [job] if job else []
     return made
 

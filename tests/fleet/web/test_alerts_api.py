@@ -1,6 +1,7 @@
 """Rules, webhooks and mail over the API and by the command line; and a delivery from the queue to a real receiver."""
 
 import json
+import threading
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 from console_site import ConsoleSite, running_site
 from simulators.smtp import smtp_server
 from simulators.webhook import webhook_server
+from waiting import wait_until
 
 import fleet.cli
 from fleet import jobs
@@ -107,6 +109,30 @@ def test_a_webhook_gets_what_it_is_sent_and_its_deliveries_are_kept(site: Consol
     assert made.json()["secret"] not in everything
     assert "hidden" not in everything
     assert root.delete("/webhooks/pager", headers={"If-Match": '"1"'}).status_code == 204
+
+
+def test_a_webhook_that_hangs_delays_no_other(site: ConsoleSite):
+    root, stop = site.tokens.root, threading.Event()
+    handler = delivery.handler(site.ground.database, server=None, console_url=lambda: site.url, system_now=lambda: datetime.now(UTC))
+    with webhook_server(may_answer=threading.Event()) as hanging, webhook_server() as answering:
+        for name, server in (("hangs", hanging), ("answers", answering)):
+            url = f"http://127.0.0.1:{server.port}/"
+            assert root.post("/webhooks", json={"name": name, "url": url, "allow_private": True}).status_code == 201
+        for name in ("hangs", "hangs", "answers", "answers"):
+            assert root.post(f"/webhooks/{name}/test", json={}).status_code == 202
+        worker = threading.Thread(
+            target=jobs.work_side_by_side,
+            args=(site.ground.database, site.services.clock, {DELIVER: handler}, stop),
+            kwargs={"most": 8, "idle_s": 0.05},
+        )
+        worker.start()
+        wait_until(lambda: hanging.received and len(answering.received) == 2, what="both alerts of the one that answers")
+        assert len(hanging.received) == 1
+        stop.set()
+        hanging.may_answer.set()
+        worker.join(120)
+    for name in ("hangs", "answers"):
+        root.delete(f"/webhooks/{name}", headers={"If-Match": "*"})
 
 
 def deliver_again(site: ConsoleSite, job: str, server: MailServer | None = None) -> None:
