@@ -322,6 +322,7 @@ def run(options: SignerOptions, *, clock: Clock, stop: threading.Event, say: Cal
     Raises: UnauthenticatedError when the server does not know the token; ConfigError when a key does not open.
     """
     signer: Signer | None = None
+    trouble = ""
     known: set[tuple[Path, int]] = set()
     try:
         while not stop.is_set():
@@ -333,19 +334,25 @@ def run(options: SignerOptions, *, clock: Clock, stop: threading.Event, say: Cal
                 signer, known = Signer(options), now
                 say(f"Signing for: {', '.join(sorted(path.stem.removeprefix(line_role('')) for path in found))}")
             if signer is not None:
-                _look(signer, say)
+                trouble = _look(signer, say, trouble)
             clock.wait(stop, options.poll_s)
     finally:
         if signer is not None:
             signer.close()
 
 
-def _look(signer: Signer, say: Callable[[str], None]) -> None:
+def _look(signer: Signer, say: Callable[[str], None], trouble: str) -> str:
+    """Sign what is open; returns what kept it from that, empty when nothing did. `trouble`: that of the look before, told already."""
     try:
         for name in (*signer.sign_open_requests(), *signer.sign_open_renewals(), *signer.sign_open_configurations()):
             say(f"Signed {name}")
     except TransferError as error:
-        log.warning("signer_waits error=%s", error)
+        if str(error) != trouble:
+            log.warning("signer_waits error=%s", error)
+        return str(error)
+    if trouble:
+        log.info("signer_goes_on")
+    return ""
 
 
 def _decoded(text: str) -> bytes:

@@ -1,5 +1,6 @@
 """Errors as `application/problem+json` (RFC 9457): the one place where a family of errors becomes an HTTP status."""
 
+import json
 import logging
 import re
 import secrets
@@ -28,6 +29,10 @@ log = logging.getLogger("mooring.web")
 
 PROBLEM_TYPE = "urn:mooring:problem:"
 MEDIA_TYPE = "application/problem+json"
+#: Characters of a refused value that its refusal repeats.
+MAX_SEEN = 100
+#: Fields whose values are repeated nowhere: they hold a secret, or an address that may hold one.
+_MAYBE_SECRET = ("password", "secret", "token", "key", "code", "url", "address", "totp", "cookie", "authorization")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 #: Slug → (status, title). The slug is the stable end of `type`.
@@ -133,7 +138,7 @@ async def _mooring_error(request: Request, error: Exception) -> Response:
 async def _validation_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
-    errors = [{"pointer": _pointer(one["loc"]), "reason": str(one["msg"])[:300]} for one in error.errors()[:20]]
+    errors = [{"pointer": _pointer(one["loc"]), "reason": _reason(one)} for one in error.errors()[:20]]
     first = f"{errors[0]['pointer']}: {errors[0]['reason']}" if errors else "The input does not have the shape that is wanted."
     return problem(request, "invalid", first, errors=errors)
 
@@ -148,6 +153,15 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _unexpected_error(request: Request, error: Exception) -> Response:
     log.error("request_crashed path=%s trace_id=%s", request.url.path, trace_id(request), exc_info=error)
     return problem(request, "internal", "The server failed; its log tells why.")
+
+
+def _reason(one: Mapping[str, Any]) -> str:
+    """What was wanted, and what was seen of it, unless that may be a secret, under its own name or under one that is misspelled."""
+    reason, seen = str(one["msg"])[:300], one.get("input")
+    names = {str(part).lower() for part in one["loc"]}
+    is_secret = one["type"] == "extra_forbidden" or any(word in name for name in names for word in _MAYBE_SECRET)
+    is_shown = isinstance(seen, bool | int | float | str) and not is_secret
+    return f"{reason}; seen: {json.dumps(seen, ensure_ascii=False)[:MAX_SEEN]}" if is_shown else reason
 
 
 def _pointer(location: Sequence[Any]) -> str:

@@ -18,7 +18,7 @@ from fleet.registry import renewals
 from fleet.registry import service as releases
 from fleet.registry.model import ReleaseState
 from fleet.registry.signing import make_key
-from fleet.signer import MAX_ANSWER_BYTES, Signer, SignerOptions, run
+from fleet.signer import MAX_ANSWER_BYTES, Signer, SignerOptions, _look, run
 from fleet.web.admin.governance import approval_json
 from fleet.web.admin.registry import _renewal_json, _task_json
 from protocol.errors import ConfigError, NotFoundError, TransferError, TrustError, UnauthenticatedError
@@ -339,6 +339,21 @@ def test_an_answer_without_end_is_cut_off_while_it_is_read(registry, approved):
     with pytest.raises(TransferError, match="more than"):
         one.sign_open_requests()
     assert read <= MAX_ANSWER_BYTES + (4 << 20)
+    one.close()
+
+
+def test_a_server_that_is_away_is_told_once_and_that_it_is_back(registry, approved, caplog):
+    server, said = Server(registry), list[str]()
+    one = signer(registry, server)
+    caplog.set_level("INFO", logger="mooring.signer")
+    server.status = 503
+    trouble = _look(one, said.append, "")
+    assert trouble == _look(one, said.append, trouble) == _look(one, said.append, trouble) != ""
+    server.status = 200
+    assert _look(one, said.append, trouble) == ""
+    assert said == ["Signed digits/1.0"]
+    assert [record.getMessage().split()[0] for record in caplog.records if record.levelname != "DEBUG"][-1] == "signer_goes_on"
+    assert sum("signer_waits" in record.getMessage() for record in caplog.records) == 1
     one.close()
 
 

@@ -177,6 +177,19 @@ def test_devices_are_filtered_by_what_they_are_and_how_they_are(console: Console
     assert slug(who.viewer.get("/devices", params={"limit": 0})) == (422, "invalid")
 
 
+def test_a_refusal_repeats_what_was_seen_and_never_what_may_be_secret(who: People):
+    refused = who.viewer.get("/devices", params={"limit": "many"}).json()
+    assert refused["detail"].endswith('; seen: "many"')
+    assert refused["errors"][0]["reason"].endswith('; seen: "many"')
+    long = who.viewer.get("/devices", params={"limit": "x" * 5000}).json()
+    assert len(long["detail"]) < 300
+    user = {"name": "eva", "permissions": ["viewer"]}
+    for secret in ({"password": 4711}, {"password": "4711" * 500}, {"pasword": "4711"}, {"must_change_password": "4711"}):
+        wrong = who.admin.post("/users", json={**user, **secret})
+        assert slug(wrong) == (422, "invalid")
+        assert "4711" not in wrong.text
+
+
 def test_pipelines_are_replaced_as_a_whole_and_only_against_what_was_seen(who: People, cam: str):
     before = who.operator.get(f"/devices/{cam}")
     wanted = [{"name": "side", "line": "digits", "source": {"kind": "camera", "device": "/dev/video1"}}]
