@@ -12,6 +12,8 @@ from protocol.ids import NAME_PATTERN
 from protocol.look import STRICT, WHOLE_FRAME, Motion, Share, checked_region
 
 Name = Annotated[str, Limits(pattern=NAME_PATTERN)]
+#: What addresses of cameras and of a site's broker begin with.
+STREAM_SCHEMES, BROKER_SCHEMES = ("rtsp", "rtsps", "http", "https"), ("mqtt", "mqtts")
 LongText = Annotated[str, Limits(min_length=1, max_length=2000)]
 
 

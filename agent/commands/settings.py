@@ -45,13 +45,16 @@ def check(options: argparse.Namespace) -> int:
     from agent.settings.doubts import doubts
 
     loaded = load(options)
-    found = [{"key": key, "text": text, "origin": loaded.origin_of(key)} for key, text in doubts(loaded.config)]
+    found = [
+        {"key": key, "text": text, "origin": loaded.origin_of(key) or loaded.origin_of(key.partition(".")[0])}  # lists have one for all
+        for key, text in doubts(loaded.config)
+    ]
 
     def show(out: Out) -> None:
         for one in found:
             out(f"warning: {one['key']}: {one['text']} (from {one['origin']}).")
         if found:
-            out("The agent starts all the same: a provider that is not there is passed over, and models run on the next or the processor.")
+            out("The agent starts all the same: without a provider models run on the next or the processor, and a source is tried again.")
         else:
             out("The settings are good.")
 

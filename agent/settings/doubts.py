@@ -1,11 +1,15 @@
 """What settings may say and are hardly meant to: told by `config check`, never a reason not to start.
 
 One file may serve agents of several versions, and a provider that is not there costs speed, not the device: models run on the next one.
+A pipeline whose source cannot be opened is tried again, told, and stops no other.
 """
 
+from collections.abc import Iterator
 from difflib import get_close_matches
+from urllib.parse import urlsplit
 
 from agent.config import AgentConfig, RuntimeConfig
+from agent.orders import BROKER_SCHEMES, STREAM_SCHEMES, SensorSource, Source, StreamSource, mask
 from runtime.base import BACKEND_NAMES
 from runtime.providers import DEVICE_KINDS, EXTERNAL, KINDS, LIBRARY_OPTION, find_kind
 
@@ -21,7 +25,35 @@ def doubts(config: AgentConfig) -> list[tuple[str, str]]:
     runtime = config.runtime
     found = [("runtime.providers", name) for name in runtime.providers]
     found += [(f"runtime.options.{name}", name) for name in runtime.options if name not in runtime.providers]
-    return [(key, text) for key, name in found if (text := _doubt_of(name, runtime))]
+    providers = [(key, text) for key, name in found if (text := _doubt_of(name, runtime))]
+    sources = [
+        (f"pipelines.{number}.source.{name}", text)
+        for number, pipeline in enumerate(config.pipelines)
+        for name, text in _doubts_of(pipeline.source)
+    ]
+    return providers + sources
+
+
+def _doubts_of(source: Source) -> Iterator[tuple[str, str]]:
+    """Per address that no source of this kind can open: the name of its setting, and why."""
+    addresses: list[tuple[str, str | None]] = []
+    schemes: tuple[str, ...] = STREAM_SCHEMES
+    if isinstance(source, StreamSource):
+        addresses = [("url", source.url), ("sub_url", source.sub_url)]
+    elif isinstance(source, SensorSource):
+        addresses, schemes = [("broker", source.broker)], BROKER_SCHEMES
+    for name, address in addresses:
+        if address is not None and not _is_address(address, schemes):
+            wanted = " or ".join(f"{scheme}://host[:port]" for scheme in schemes)
+            yield name, f"{mask(address)!r} is no address that can be opened; wanted {wanted}"
+
+
+def _is_address(text: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in schemes and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is no number
+        return False
 
 
 def _doubt_of(name: str, runtime: RuntimeConfig) -> str:

@@ -19,7 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from agent.orders import SensorSource, mask
+from agent.orders import BROKER_SCHEMES, SensorSource, mask
 from agent.sources.base import Array, DecodeError, Grabbed, Need, Readings, SourceLostError
 from agent.sources.states import Channel
 from protocol.clock import Clock
@@ -104,7 +104,7 @@ class SensorStream:
         """Connect and subscribe. Raises: SourceLostError naming the broker (credentials masked), its answer and what to check."""
         self.close()
         url = urlsplit(self._config.broker)
-        if url.scheme not in ("mqtt", "mqtts") or not url.hostname:
+        if url.scheme not in BROKER_SCHEMES or not url.hostname:
             raise SourceLostError(f"{self._name} is no broker address.", hint="Wanted mqtt://host:1883 or mqtts://host:8883.")
         with self._condition:
             self._subscribed, self._refusal = False, ""

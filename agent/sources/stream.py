@@ -9,13 +9,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from agent.orders import StreamSource, mask
+from agent.orders import STREAM_SCHEMES, StreamSource, mask
 from agent.sources.base import Array, DecodeError, Grabbed, Need, SourceLostError
 from agent.sources.decoders import TRIES, Choice, Decoder, Tries, options_of
 from agent.sources.opencv import OpenedCapture, Opening, decode_jpeg, load_cv2
 from protocol.clock import Clock
 
-STREAM_SCHEMES = ("rtsp", "rtsps", "http", "https")
 #: Milliseconds until an unreachable peer is given up, and until a silent one is.
 OPEN_TIMEOUT_MS = 10_000
 READ_TIMEOUT_MS = 10_000

@@ -389,3 +389,32 @@ class TestDoubts:
         (told,) = self.of("openvino-npu", openvino_npuu={"num_streams": "1"})
         assert told.startswith("runtime.options.openvino-npuu: ")
         assert self.of("openvino-npu", openvino_gpu={"num_streams": "1"}) == []
+
+
+class TestDoubtsOfSources:
+    """An address that nothing can open is told before a camera stays dark for it."""
+
+    @staticmethod
+    def of(**source: str | list[str]) -> list[tuple[str, str]]:
+        pipelines = [{"name": "one", "line": "digits", "source": {"kind": "video", "path": "/x.avi"}}]
+        pipelines.append({"name": "two", "line": "digits", "source": source})
+        return doubts(AgentConfig.model_validate({"pipelines": pipelines}))
+
+    @pytest.mark.parametrize("url", ["rtsp://cam/1", "rtsps://u:p@10.0.0.7:322/live?x=1", "http://[::1]:8080/video", "https://cam/a"])
+    def test_an_address_of_a_stream_is_not_doubted(self, url):
+        assert self.of(kind="stream", url=url, sub_url=url) == []
+
+    @pytest.mark.parametrize(
+        "url", ["cam/1", "rtps://cam/1", "rtsp://", "rtsp:/cam/1", "rtsp://cam:port/1", "/dev/video0", "rtsp://[::1/1"]
+    )
+    def test_what_is_none_is_told_with_what_is_wanted(self, url):
+        [(key, text)] = self.of(kind="stream", url="rtsp://cam/1", sub_url=url)
+        assert key == "pipelines.1.source.sub_url"
+        assert text.startswith(repr(url))
+        assert "wanted rtsp://host[:port] or" in text
+
+    def test_a_broker_of_sensors_has_schemes_of_its_own_and_passwords_are_not_repeated(self):
+        sensor = {"kind": "sensor", "topic": "t", "fields": ["a"]}
+        assert self.of(broker="mqtt://127.0.0.1:1883", **sensor) == []
+        [(key, text)] = self.of(broker="tcp://ola:hunter2@127.0.0.1:1883", **sensor)
+        assert (key, "hunter2" in text, "mqtt://host[:port] or mqtts://" in text) == ("pipelines.1.source.broker", False, True)
