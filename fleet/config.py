@@ -27,6 +27,7 @@ SYSTEM_FOLDER = Path("/etc/mooring")
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
 #: An address, alone or behind a name; what would end the line of a mail's head has no place in it.
 _SENDER = re.compile(r"[!-;=?-~]+@[!-;=?-~]+|[ -;=?-~]+ <[!-;=?-~]+@[!-;=?-~]+>")
+_USERINFO = re.compile(r"(?<=//)[^/@]*(?=@)")
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
@@ -71,6 +72,7 @@ class ConsoleConfig(_Section):
 
     host: str = Field("127.0.0.1", description="address to listen on; anything but loopback needs the TLS files")
     port: Port = Field(8080, description="TCP port; 0: any free one")
+    url: str = Field("", description="how people reach it, https://host[:port], for links in alerts; empty: made from host and port")
     tls_certificate: Path | None = Field(None, description="PEM chain; without it plain HTTP on loopback only")
     tls_key: Path | None = Field(None, description="PEM key of that certificate")
 
@@ -337,6 +339,11 @@ def _check_together(config: FleetConfig) -> None:
             f"console.host = {console.host!r} without TLS would send passwords in the clear.",
             hint="Set console.tls_certificate and console.tls_key, or keep 127.0.0.1 behind a TLS proxy.",
         )
+    if console.url and not _is_origin(console.url):
+        raise ConfigError(
+            f"console.url = {_USERINFO.sub('***', console.url[:200])!r} is no address of a console.",
+            hint="Wanted: https://host[:port], without a path.",
+        )
     mail = config.mail
     if mail.host and not mail.sender:
         raise ConfigError("mail.host is set and mail.sender is not.", hint="Set the address that mail comes from.")
@@ -355,6 +362,15 @@ def _check_together(config: FleetConfig) -> None:
         raise ConfigError(
             f"broker.url = {config.broker.url!r} is not encrypted.", hint="Wanted: mqtts://host:port or wss://host:port/path."
         )
+
+
+def _is_origin(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        is_named = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        return False
+    return is_named and (parts.path, parts.query, parts.fragment, parts.username) == ("", "", "", None)
 
 
 def _shown(key: str, value: Any) -> str:

@@ -277,7 +277,10 @@ class Addresses:
     """How others reach this server."""
 
     device_url: str
+    #: From this machine.
     console_url: str
+    #: From wherever people are.
+    public_console_url: str
     broker: BrokerAddress
 
 
@@ -320,7 +323,8 @@ class Server:
         for notice in ground.notices:
             self._say(notice)
         if self.listeners:
-            self._say(f"Console: {self.addresses.console_url}\nDevice API: {self.addresses.device_url}")
+            public = f", for people {self.config.console.url}" if self.config.console.url else ""
+            self._say(f"Console: {self.addresses.console_url}{public}\nDevice API: {self.addresses.device_url}")
         if ground.is_first_start:
             self._say(self._invitation(ground))
 
@@ -384,10 +388,12 @@ class Server:
         device_port = by_name["device API"].port if "device API" in by_name else config.device_api.port
         console_port = by_name["console"].port if "console" in by_name else config.console.port
         console_scheme = "https" if config.console.tls_certificate else "http"
+        console_url = f"{console_scheme}://{self._public_name(config.console.host)}:{console_port}"
         urls = config.broker.public_urls or ((config.broker.url,) if config.broker.url else self._embedded_urls())
         return Addresses(
             device_url=config.device_api.url or f"https://{self._public_name(config.device_api.host)}:{device_port}",
-            console_url=f"{console_scheme}://{self._public_name(config.console.host)}:{console_port}",
+            console_url=console_url,
+            public_console_url=config.console.url or console_url,
             broker=BrokerAddress(urls=list(urls), prefix=config.broker.prefix),
         )
 
@@ -429,7 +435,7 @@ class Server:
             registry=ground.registry,
             broker=addresses.broker,
             device_url=addresses.device_url,
-            console_url=addresses.console_url,
+            console_url=addresses.public_console_url,
             live=self.live,
             calls=DeviceCalls(ground.database, connect=partial(self.connect, CALLER), clock=self.clock, prefix=config.broker.prefix),
             broker_text=f"embedded mosquitto {self.broker.version}" if self.broker else self._broker_url,
@@ -442,7 +448,7 @@ class Server:
         """Alerts to webhooks and mail, several at once: a receiver that is slow delays neither another one nor any other job."""
         server, lease_s = delivery.mail_server(self.config.mail), DELIVERY_LEASE_S * self.clock.speed
         deliver = delivery.handler(
-            ground.database, server=server, console_url=lambda: self.addresses.console_url, system_now=lambda: datetime.now(UTC)
+            ground.database, server=server, console_url=lambda: self.addresses.public_console_url, system_now=lambda: datetime.now(UTC)
         )
         jobs.work_side_by_side(
             ground.database, self.clock, {DELIVER: deliver}, self._stop, most=DELIVERIES_AT_ONCE, lease_s=lease_s, idle_s=TICK_S

@@ -19,13 +19,13 @@ CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
 MAX_BODY = 64 * 1024
 
 
-def body_of(alert: Alert, tenant: TenantId) -> bytes:
+def body_of(alert: Alert, tenant: TenantId, *, link: str = "") -> bytes:
     """The event's bytes; data that is too long is left out, and said to be."""
-    event = cloud_event(alert, tenant)
+    event = cloud_event(alert, tenant, link=link)
     body = _json(event)
     if len(body) <= MAX_BODY:
         return body
-    kept = {name: event["data"][name] for name in ("title", "text", "severity")}
+    kept = {name: event["data"][name] for name in ("title", "text", "severity", "link") if name in event["data"]}
     return _json({**event, "data": {**kept, "is_cut": True}})
 
 

@@ -56,7 +56,7 @@ def handler(
             return
         alert = alert_of(dict(job.payload["alert"]))
         if recipient.kind is RecipientKind.WEBHOOK:
-            webhook.deliver(recipient, alert, now=system_now())
+            webhook.deliver(recipient, alert, now=system_now(), console_url=console_url())
         else:
             sender = server.sender if server else ""
             message = mail.message_of(alert, recipient, sender=sender, console_url=console_url(), now=system_now())

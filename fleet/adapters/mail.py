@@ -9,6 +9,7 @@ from email.message import EmailMessage
 from email.utils import format_datetime
 from enum import StrEnum
 
+from fleet.monitoring.alerts.announcing import link_to
 from fleet.monitoring.alerts.model import Alert, Recipient
 from protocol.errors import ConfigError, TransferError
 
@@ -50,8 +51,9 @@ def message_of(alert: Alert, recipient: Recipient, *, sender: str, console_url: 
     # the same over all attempts: mail programs show it once
     message["Message-ID"] = f"<{_line(alert.id)}.{recipient.name}@mooring>"
     message["Auto-Submitted"] = "auto-generated"
-    link = f"\n\n{console_url}/alarms" if console_url else ""
-    message.set_content(f"{alert.text}\n\nSeverity: {alert.severity}\nSince: {alert.time:%Y-%m-%d %H:%M:%S} UTC{link}"[:MAX_TEXT] + "\n")
+    link = f"\n\n{link_to(alert, console_url)}" if console_url else ""
+    facts = f"\n\nSeverity: {alert.severity}\nSince: {alert.time:%Y-%m-%d %H:%M:%S} UTC{link}\n"
+    message.set_content(alert.text[: MAX_TEXT - len(facts)] + facts)
     return message
 
 

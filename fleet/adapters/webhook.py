@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from fleet.adapters import addresses, cloudevents
 from fleet.adapters.addresses import Resolve
+from fleet.monitoring.alerts.announcing import link_to
 from fleet.monitoring.alerts.model import Alert, Recipient
 from protocol.errors import TransferError
 
@@ -25,11 +26,12 @@ def deliver(
     alert: Alert,
     *,
     now: datetime,
+    console_url: str = "",
     resolve_name: Resolve = addresses.resolve,
     trust: ssl.SSLContext | None = None,
     total_s: float = TOTAL_S,
 ) -> int:
-    """Send the alert; returns the status, 200 to 299. `now` is the stamp that the receiver compares with its own clock.
+    """Send the alert, with a link into the console; returns the status, 200 to 299. `now`: what the receiver compares with its clock.
 
     Raises: TransferError (refused, unreachable, too slow, another status, a redirect); ForbiddenError for a private address.
     Neither names the secret nor the query of the address.
@@ -37,7 +39,7 @@ def deliver(
     parts = urlsplit(recipient.address)
     host, port = str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)
     found = addresses.permitted(host, port, allows_private=recipient.allows_private, resolve_name=resolve_name)
-    body = cloudevents.body_of(alert, recipient.tenant)
+    body = cloudevents.body_of(alert, recipient.tenant, link=link_to(alert, console_url))
     headers = cloudevents.headers_of(recipient.secret, message_id=alert.id, timestamp=int(now.timestamp()), body=body)
     place = f"{parts.scheme}://{parts.netloc}{parts.path}"
     try:

@@ -73,6 +73,10 @@ def test_variables_of_others_are_left_alone(load, name):
         ({"flags": {"pki.device_days": 0}}, ["pki.device_days", "0", "days"]),
         ({"flags": {"console.host": "0.0.0.0"}}, ["console.host", "0.0.0.0", "tls_certificate"]),  # noqa: S104 - refused
         ({"flags": {"console.tls_key": "/k.pem"}}, ["console.tls_certificate", "missing"]),
+        ({"flags": {"console.url": "fleet.example"}}, ["console.url", "'fleet.example'", "https://host"]),
+        ({"flags": {"console.url": "https://fleet.example/mooring"}}, ["console.url", "without a path"]),
+        ({"flags": {"console.url": "https://fleet.example:port"}}, ["console.url", "https://host"]),
+        ({"flags": {"console.url": "https://ola:x@fleet.example"}}, ["console.url", "'https://***@fleet.example'"]),
         ({"flags": {"broker.url": "mqtt://b:1883"}}, ["broker.url", "mqtt://b:1883", "mqtts://"]),
     ],
 )

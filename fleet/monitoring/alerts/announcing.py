@@ -6,6 +6,7 @@ No second one within the hold time.
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 from fleet import db, jobs
 from fleet.monitoring.alerts import store
@@ -73,8 +74,18 @@ def _queue_for(tx: db.Connection, recipient: Recipient, alert: Alert, *, now: da
     return made
 
 
-def cloud_event(alert: Alert, tenant: TenantId) -> dict[str, Any]:
-    """The alert as a CloudEvent in structured mode (CloudEvents 1.0.2, JSON format). Pure."""
+def link_to(alert: Alert, console_url: str) -> str:
+    """The page of the console about what the alert tells of; empty without a console. Pure."""
+    if not console_url:
+        return ""
+    alarm, device = alert.data.get("alarm"), alert.data.get("device")
+    page = f"alarms/{quote(str(alarm), safe='')}" if alarm else f"devices/{quote(str(device), safe='')}" if device else "alarms"
+    return f"{console_url}/{page}"
+
+
+def cloud_event(alert: Alert, tenant: TenantId, *, link: str = "") -> dict[str, Any]:
+    """The alert as a CloudEvent in structured mode (CloudEvents 1.0.2, JSON format); `link` leads people to more. Pure."""
+    more = {"link": link} if link else {}
     return {
         "specversion": "1.0",
         "id": alert.id,
@@ -84,7 +95,7 @@ def cloud_event(alert: Alert, tenant: TenantId) -> dict[str, Any]:
         "time": alert.time.isoformat().replace("+00:00", "Z"),
         "datacontenttype": "application/json",
         "v": 1,
-        "data": {"title": alert.title[:500], "text": alert.text[:4000], "severity": alert.severity, **alert.data},
+        "data": {"title": alert.title[:500], "text": alert.text[:4000], "severity": alert.severity, **more, **alert.data},
     }
 
 

@@ -16,7 +16,7 @@ from protocol.errors import ConfigError, TransferError
 from protocol.ids import DEFAULT_TENANT
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-ALERT = Alert("a-1", "mooring.alarm.raised.v1", "alarm/x", NOW, "Drift on cam-1", "Bild dunkler – seit 14:10.", "error")
+ALERT = Alert("a-1", "mooring.alarm.raised.v1", "alarm/x", NOW, "Drift on cam-1", "Bild dunkler – seit 14:10.", "error", {"alarm": "al-7"})
 RECIPIENT = Recipient(DEFAULT_TENANT, "people", RecipientKind.MAIL, "maria@example.org,ola@example.org")
 
 
@@ -53,7 +53,7 @@ def test_a_mail_arrives_over_starttls_after_a_login(files, trust):
     assert got["Message-ID"] == "<a-1.people@mooring>"
     text = got.get_content()
     assert "Bild dunkler – seit 14:10." in text
-    assert "https://mooring.example/alarms" in text
+    assert text.rstrip().endswith("https://mooring.example/alarms/al-7")
     assert (server.recipients, server.was_encrypted) == ([["maria@example.org", "ola@example.org"]], [True])
 
 
@@ -119,6 +119,14 @@ def test_what_a_device_named_stays_in_its_line():
     assert "Bcc" in got["Subject"]
     assert server.recipients == [["maria@example.org", "ola@example.org"]]
     assert ".\r\nQUIT\r\n..ende" in got.get_content()
+
+
+def test_a_text_that_is_too_long_leaves_the_link():
+    with smtp_server() as server:
+        send(server, Encryption.NONE, alert=replace(ALERT, text="x" * 20_000))
+    text = server.mails[0].get_content().replace("\r\n", "\n")
+    assert len(text) <= 8_000
+    assert text.rstrip().endswith("https://mooring.example/alarms/al-7")
 
 
 def test_without_a_mail_server_the_setting_is_named():

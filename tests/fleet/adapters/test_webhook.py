@@ -6,6 +6,7 @@ import hmac
 import json
 import ssl
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -52,6 +53,24 @@ def test_a_cloudevent_arrives_that_the_receiver_can_prove():
     wanted = base64.b64encode(hmac.new(base64.b64decode(SECRET[6:]), signed, hashlib.sha256).digest()).decode()
     assert got.headers["webhook-signature"] == f"v1,{wanted}"
     assert (got.headers["webhook-id"], got.headers["webhook-timestamp"]) == ("a-1", str(int(NOW.timestamp())))
+
+
+@pytest.mark.parametrize(
+    ("data", "page"),
+    [
+        ({"alarm": "al-7", "name": "cam-1"}, "alarms/al-7"),
+        ({"rule": "slow", "device": "cam-1"}, "devices/cam-1"),
+        ({"device": "../x?y"}, "devices/..%2Fx%3Fy"),
+        ({}, "alarms"),
+    ],
+)
+def test_a_link_leads_to_the_page_of_what_is_told(data, page):
+    with webhook_server() as server:
+        alert = replace(ALERT, data=data)
+        webhook.deliver(recipient(f"http://127.0.0.1:{server.port}/"), alert, now=NOW, console_url="https://fleet.example:8443")
+        webhook.deliver(recipient(f"http://127.0.0.1:{server.port}/"), alert, now=NOW)
+    found = [json.loads(one.body)["data"].get("link") for one in server.received]
+    assert found == [f"https://fleet.example:8443/{page}", None]
 
 
 def test_the_signature_is_that_of_standard_webhooks():
