@@ -139,6 +139,8 @@ def promise(as_json: bool = JsonOption, server: str | None = ServerOption) -> No
         output.document(found)
         return
     bound = "" if found["bound"] is None else f"at most {found['bound']:.2f} (95 %)"
+    if not found.get("is_telling", True):
+        bound = "too little was watched to say"
     output.facts(
         {
             "alarms of devices": found["alarms"],

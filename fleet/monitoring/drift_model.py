@@ -400,6 +400,10 @@ class Notice:
     alarm: Alarm
 
 
+#: False alarms that were to be expected before their absence says anything.
+TELLING = 0.1
+
+
 @dataclass(frozen=True, slots=True)
 class FalseAlarms:
     """How the promise was kept: alarms people called false, over the device-years watched."""
@@ -411,3 +415,8 @@ class FalseAlarms:
     bound: float | None
     #: What was asked for.
     rate: float
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether the bound says anything of the rate: a false alarm was seen, or a tenth of one was to be expected by what was asked."""
+        return self.count > 0 or self.device_years * self.rate >= TELLING

@@ -515,6 +515,9 @@ def promise_words(found: FalseAlarms) -> str:
     """How the promise was kept, in a sentence."""
     if not found.device_years:
         return ""
+    if not found.is_telling:
+        watched = f"{number(found.device_years * 365.25)} device-days"
+        return f"Watched for {watched}: too little to say how many alarms are false; {number(found.rate)} per device-year are allowed."
     bound = f" (95 % sure that it is at most {number(found.bound)})" if found.bound is not None else ""
     return (
         f"{found.count} of {found.alarms} alarms were called false in {number(found.device_years)} device-years: "

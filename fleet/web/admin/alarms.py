@@ -72,7 +72,7 @@ def promise(request: Request, caller: Reads, since: Since = None) -> Response:
     services = services_of(request)
     now, rules = services.clock.now(), rules_of(services.config.drift)
     found = drift_service.false_alarms(services.database, caller.tenant, since=utc(since) or now - YEAR, now=now, rules=rules)
-    return rest.one(asdict(found))
+    return rest.one({**asdict(found), "is_telling": found.is_telling})
 
 
 @router.get("/alarms/{alarm}")

@@ -218,7 +218,7 @@ def test_the_promise_is_compared_with_what_the_server_asks(tmp_path):
         few.ingest(camera.message(camera.hour(to_unix_ms(now) // SUBWINDOW_MS // 6 * 6 - 6)))
         few.person("una", "viewer")
         assert few.api("vera", "viewer").get("/alarms/promise").json()["rate"] == 0.25
-        assert "0.25 are allowed" in few.browser("una").get("/alarms").text
+        assert "0.25 per device-year are allowed" in few.browser("una").get("/alarms").text
 
 
 def test_the_command_line_shows_takes_mutes_and_ends_an_alarm(run, site):

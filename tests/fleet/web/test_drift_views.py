@@ -154,6 +154,8 @@ def test_the_sentence_that_is_read_aloud_names_the_newest_open_alarm():
 
 def test_the_promise_is_told_with_its_bound():
     assert drift_views.promise_words(FalseAlarms(0, 0, 0.0, None, 1.0)) == ""
+    assert "0.5 device-days: too little" in drift_views.promise_words(FalseAlarms(0, 0, 0.5 / 365.25, 2188.4, 1.0))
+    assert "at most 30" in drift_views.promise_words(FalseAlarms(0, 3, 0.1, 29.96, 1.0))
     assert "at most 2.37" in drift_views.promise_words(FalseAlarms(1, 4, 2.0, 2.37, 1.0))
 
 
