@@ -16,6 +16,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from agent.listening import short_name
 from protocol.errors import ConflictError, DeviceError, InvalidError, MooringError, NotFoundError, TransferError
 
 log = logging.getLogger("mooring.control")
@@ -54,13 +55,7 @@ class ControlServer:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.unlink(missing_ok=True)
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-            old_mask = os.umask(0o117)  # the socket is born 0660, never wider
-            try:
-                listener.bind(str(self._path))
-            finally:
-                os.umask(old_mask)
-            listener.listen(8)
+            listener = self._open()
         except OSError as error:
             raise DeviceError(
                 f"The control socket {self._path} cannot be made: {error.strerror or error}.", code="control-socket"
@@ -68,6 +63,20 @@ class ControlServer:
         listener.settimeout(0.5)
         self._socket = listener
         self._thread.start()
+
+    def _open(self) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        old_mask = os.umask(0o117)  # the socket is born 0660, never wider
+        try:
+            with short_name(self._path) as name:
+                listener.bind(name)
+            listener.listen(8)
+        except OSError:
+            listener.close()
+            raise
+        finally:
+            os.umask(old_mask)
+        return listener
 
     def stop(self) -> None:
         """Listen no more and remove the socket; idempotent."""
@@ -128,7 +137,8 @@ def ask(path: Path, command: str, **args: str | bool) -> Any:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
             peer.settimeout(ASK_TIMEOUT_S)
-            peer.connect(str(path))
+            with short_name(path) as name:
+                peer.connect(name)
             peer.sendall(_line({"command": command, **({"args": args} if args else {})}))
             with peer.makefile("rb") as lines:
                 data = lines.readline(MAX_ANSWER_BYTES + 1)
@@ -163,7 +173,12 @@ def _peer_groups(peer: socket.socket) -> tuple[int, ...]:
 def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
-        return probe.connect_ex(str(path)) == 0
+        try:
+            with short_name(path) as name:
+                probe.connect(name)
+        except OSError:
+            return False
+    return True
 
 
 def _line(document: dict[str, Any]) -> bytes:

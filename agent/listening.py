@@ -1,7 +1,14 @@
-"""Addresses to listen on, as settings and flags give them."""
+"""Addresses to listen on, as settings and flags give them, and names of Unix sockets that the system takes."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
+
+#: Bytes of a Unix socket's name, its end included (unix(7)).
+_SUN_PATH = 108
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +42,19 @@ def parse_listen(text: str) -> ListenAddress:
     if not (port.isascii() and port.isdigit() and int(port) <= 65_535):
         raise ValueError(wrong)
     return ListenAddress(host=host, port=int(port))
+
+
+@contextmanager
+def short_name(path: Path) -> Iterator[str]:
+    """A name of the Unix socket that the system takes, however deep its folder lies; good inside the block.
+
+    Raises: OSError when the folder is not there.
+    """
+    if len(os.fsencode(path)) < _SUN_PATH:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)

@@ -112,6 +112,27 @@ def test_a_second_agent_on_the_same_folder_is_refused(server):
     assert ask(server._path, "status") == {"n": 1}
 
 
+@pytest.mark.parametrize("depth", [1, 3, 12])
+def test_a_folder_may_be_as_deep_as_the_file_system_lets_it(tmp_path, depth):
+    """A Unix socket's name has 108 bytes (unix(7)); state folders of people who are no root have more."""
+    path = tmp_path.joinpath(*["x" * 80] * depth) / "control.sock"
+    with pytest.raises(TransferError, match="does not answer"):
+        ask(path, "status")
+    path.parent.mkdir(parents=True)
+    with pytest.raises(TransferError, match="does not answer"):
+        ask(path, "status")
+    running = ControlServer(path, {"status": lambda: {"n": 1}})
+    running.start()
+    try:
+        assert ask(path, "status") == {"n": 1}
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        with pytest.raises(DeviceError, match="Another agent listens"):
+            ControlServer(path, {}).start()
+    finally:
+        running.stop()
+    assert not path.exists()
+
+
 def test_a_socket_left_by_a_killed_agent_is_replaced(tmp_path):
     path = tmp_path / "control.sock"
     with socket.socket(socket.AF_UNIX) as left:
