@@ -27,7 +27,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fleet import jobs, loop
+from fleet import jobs, loop, parts
 from fleet.adapters import delivery
 from fleet.audit import Actor, ActorKind
 from fleet.blobs import BlobStore, open_blobs
@@ -92,6 +92,8 @@ TICK_S, HOUSEKEEPING_S, PRUNE_S = 1.0, 15.0, 3600.0
 STOP_TIMEOUT_S = 20.0
 #: Seconds of system time between two looks at what releases bring for drift, and at the order of devices.
 DRIFT_S = 15.0
+#: Seconds after which a batch of messages takes suspiciously long; the largest take one.
+BATCH_IS_LONG_S = 60.0
 #: How long the broker keeps an alarm for consumers, seconds.
 ALARM_EXPIRY_S = 7 * 86_400
 #: Real seconds that the job of making deltas is kept for; extended while it works.
@@ -296,6 +298,7 @@ class Server:
         self.ground: Ground | None = None
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
+        self.pulse = parts.Pulse()
         self._signer: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -318,6 +321,7 @@ class Server:
             self._run("alerts", lambda: self._deliver_alerts(ground))
         if Role.WORKER in roles and config.deltas.enabled:
             self._run("deltas", lambda: DeltaMaker(self).run(self._stop))
+        self._start_thread("parts", lambda: self._report_parts(ground))
         if Role.API in roles and config.demo_keys:
             self._signer = self._start_signer(ground)
         for notice in ground.notices:
@@ -444,6 +448,17 @@ class Server:
         first.start(device_app(services))
         second.start(console_app(services))
 
+    def _report_parts(self, ground: Ground) -> None:
+        """Say how the parts of this process are, for people to see."""
+        process = f"{socket.gethostname()[:180]}:{os.getpid()}"
+        while not self._stop.is_set():
+            now = datetime.now(UTC)
+            states = self.pulse.states(now=now)
+            with ground.database.transaction() as tx:
+                parts.report(tx, self.tenant, process, states, now=now)
+            is_well = not any(state.trouble for state in states.values())
+            self._stop.wait(parts.BEAT_S if is_well else parts.TROUBLED_BEAT_S)
+
     def _deliver_alerts(self, ground: Ground) -> None:
         """Alerts to webhooks and mail, several at once: a receiver that is slow delays neither another one nor any other job."""
         server, lease_s = delivery.mail_server(self.config.mail), DELIVERY_LEASE_S * self.clock.speed
@@ -463,7 +478,11 @@ class Server:
         return start_signer(self.config, ground, clock=self.clock, url=self.addresses.console_url)
 
     def _run(self, name: str, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=supervise, args=(name, work, self._stop), name=name, daemon=True)
+        self.pulse.begin(name, now=datetime.now(UTC))
+        self._start_thread(name, work, failed=lambda part, text: self.pulse.failed(part, text, now=datetime.now(UTC)))
+
+    def _start_thread(self, name: str, work: Callable[[], None], *, failed: Callable[[str, str], None] | None = None) -> None:
+        thread = threading.Thread(target=supervise, args=(name, work, self._stop), kwargs={"failed": failed}, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -527,18 +546,27 @@ class Ingest:
         wanted = ingest_subscriptions(server.config.broker.prefix, share=server.standing.share)
         bus = server.connect(INGEST, wanted, session_s=INGEST_SESSION_S)
         server.live.is_fed = True
+        worker = IngestWorker(
+            bus,
+            server.standing.database,
+            server.clock,
+            rules=ingest_rules(server),
+            live=server.live,
+            batch=server.config.limits.ingest_batch,
+        )
+        server.pulse.watch("ingest", lambda: trouble_of(bus, worker))
         try:
-            IngestWorker(
-                bus,
-                server.standing.database,
-                server.clock,
-                rules=ingest_rules(server),
-                live=server.live,
-                batch=server.config.limits.ingest_batch,
-            ).run(stop)
+            worker.run(stop)
         finally:
             server.live.is_fed = False
             bus.stop()
+
+
+def trouble_of(bus: Bus, worker: IngestWorker) -> str:
+    """What keeps ingest from storing what devices say; empty: nothing."""
+    if not bus.is_connected:
+        return f"The broker refuses it: {bus.refusal}." if bus.refusal else f"It has no connection to the broker at {bus.options.url}."
+    return f"It has worked on the same messages for {worker.busy_s:.0f} s." if worker.busy_s > BATCH_IS_LONG_S else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -649,6 +677,7 @@ class Controller:
         prune_orders(database, now=now)
         with database.transaction() as tx:
             jobs.prune(tx, before=now - timedelta(days=7))
+            parts.prune(tx, before=datetime.now(UTC) - timedelta(days=7))
 
 
 def publish_alarm(bus: Bus, job: Job, *, prefix: str) -> None:

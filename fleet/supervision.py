@@ -13,18 +13,25 @@ log = logging.getLogger("mooring.supervision")
 RESTART_MAX_S = 15.0
 
 
-def supervise(name: str, work: Callable[[], None], stop: threading.Event) -> None:
-    """The outermost loop of a part: whatever ended it is logged, then it starts again after a pause that grows."""
-    failures = 0
+def supervise(name: str, work: Callable[[], None], stop: threading.Event, *, failed: Callable[[str, str], None] | None = None) -> None:
+    """The outermost loop of a part: whatever ended it is logged, then it starts again after a pause that grows.
+
+    `failed` is told the part's name and what people may read of the error.
+    """
+    failures, trouble = 0, ""
     while not stop.is_set():
         try:
             work()
-            failures = 0
+            failures, trouble = 0, ""
         except UnavailableError as error:
             failures += 1
+            trouble = str(error)
             log.warning("part_waits part=%s error=%s", name, error)
-        except Exception:
+        except Exception as error:
             failures += 1
+            trouble = f"It failed ({type(error).__name__}); the log of the server says how."
             log.exception("part_failed part=%s", name)
         if failures:
+            if failed is not None:
+                failed(name, trouble)
             stop.wait(random.uniform(0.1, min(RESTART_MAX_S, 0.5 * 2**failures)))  # noqa: S311 - jitter, no secret

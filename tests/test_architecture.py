@@ -20,6 +20,7 @@ ONLY_IMPORTERS: dict[str, tuple[str, ...]] = {
         "fleet/migrations/",
         "fleet/audit.py",
         "fleet/jobs.py",
+        "fleet/parts.py",
         "*/store.py",
         "*/alarm_store.py",
         "*/drift_group_store.py",

@@ -147,6 +147,10 @@ def _server(chosen: str | None) -> list[Finding]:
     found = [Finding("server", "ok", f"{known.server}, tenant {seen['tenant']}")]
     if seen["demo_keys"]:
         found.append(Finding("server keys", "warning", "demo keys", "Never for a real fleet."))
+    found += [
+        Finding(f"part {one['part']}", "error", f"stands still since {one['since'][:16]}: {one['text']}", one["consequence"])
+        for one in seen.get("standstills", [])
+    ]
     return [*found, *(_reachable(url) for url in seen["broker_urls"][:2])]
 
 

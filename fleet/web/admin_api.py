@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.openapi.utils import get_openapi
 
+from fleet import parts
 from fleet.web import live, rest
 from fleet.web.admin import alarms, alerts, bundles, campaigns, configurations, devices, drift, governance, people, references, registry
 from fleet.web.auth import Caller, require, services_of
@@ -27,6 +28,8 @@ def health(request: Request) -> Response:
 def server(request: Request, caller: Annotated[Caller, Depends(require("settings:read"))]) -> Response:
     """What this server is: addresses, clock, kind of keys."""
     services = services_of(request)
+    with services.database.reading() as tx:
+        standstills = parts.list_standstills(tx, services.tenant, now=services.system_now())
     return rest.one(
         {
             "tenant": caller.tenant,
@@ -37,6 +40,9 @@ def server(request: Request, caller: Annotated[Caller, Depends(require("settings
             "demo_keys": services.config.demo_keys,
             "now": rest.iso(services.clock.now()),
             "clock_speed": services.clock.speed,
+            "standstills": [
+                {"part": one.part, "since": rest.iso(one.since), "text": one.text, "consequence": one.consequence} for one in standstills
+            ],
         }
     )
 

@@ -371,7 +371,11 @@ def audit_log(
 def live_home(request: Request, caller: Sees) -> Response:
     """Home as it changes."""
     registry = services_of(request).registry
-    return part_stream(request, caller, lambda: {"home": ("parts/home.html", console_views.home(registry, caller))}, every_s=SLOW_S)
+
+    def parts() -> Mapping[str, tuple[str, Any]]:
+        return {"home": ("parts/home.html", console_views.home(registry, caller)), "standstills": ("parts/standstills.html", None)}
+
+    return part_stream(request, caller, parts, every_s=SLOW_S)
 
 
 @router.get("/live/devices")
@@ -598,6 +602,7 @@ def shell_of(request: Request, caller: Caller | None, current: str) -> Shell:
         clock_speed=services.clock.speed,
         must_change_password=caller.must_change_password if caller else False,
         may_steer=caller is not None and caller.may("campaigns:write"),
+        standstills=console_views.standstills(services) if caller is not None else (),
     )
 
 

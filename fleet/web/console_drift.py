@@ -184,7 +184,8 @@ def live_alarms(request: Request, caller: Sees, show: Annotated[str, Query(patte
 
     def parts() -> Mapping[str, tuple[str, Any]]:
         view = _alarms_view(request, caller, show, None)
-        return {"alarms": ("parts/alarms.html", view), "said": ("parts/alarms_said.html", view)}
+        said, standstills = ("parts/alarms_said.html", view), ("parts/standstills.html", None)
+        return {"alarms": ("parts/alarms.html", view), "said": said, "standstills": standstills}
 
     return part_stream(request, caller, parts)
 

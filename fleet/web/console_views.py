@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from fleet import audit, loop
+from fleet import audit, loop, parts
 from fleet.audit import Entry
 from fleet.campaigns import service as campaigns
 from fleet.campaigns.model import BAD, DECIDED, CampaignState, UpdateState, meaning_of
@@ -22,6 +22,7 @@ from fleet.monitoring import service as monitoring
 from fleet.monitoring import store as monitoring_store
 from fleet.monitoring.drift_model import OPEN_STATES, AlarmState
 from fleet.monitoring.model import Health
+from fleet.parts import Standstill
 from fleet.registry import service as registry_service
 from fleet.registry import store as registry_store
 from fleet.registry.model import ModelVersion, Release
@@ -30,6 +31,7 @@ from fleet.web import device_views
 from fleet.web.admin.campaigns import total
 from fleet.web.auth import Caller
 from fleet.web.device_views import DeviceQuery
+from fleet.web.services import Services
 from fleet.web.views import (
     ActionView,
     ApprovalPage,
@@ -449,6 +451,12 @@ def _audit_row(entry: Entry) -> AuditRow:
 def _name(actor: str) -> str:
     """A person by name; others with their kind, "service:signer"."""
     return actor.removeprefix("person:")
+
+
+def standstills(services: Services) -> tuple[Standstill, ...]:
+    """Which parts of the server work nowhere."""
+    with services.database.reading() as tx:
+        return tuple(parts.list_standstills(tx, services.tenant, now=services.system_now()))
 
 
 def count_waiting(database: Database, tenant: TenantId) -> dict[str, int]:

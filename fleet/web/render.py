@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from fleet.parts import Standstill
 from fleet.web.assets import Assets
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -76,6 +77,8 @@ class Shell:
     must_change_password: bool
     #: Whether this person may change what devices run.
     may_steer: bool = False
+    #: Parts of the server that do not work.
+    standstills: tuple[Standstill, ...] = ()
 
 
 @cache

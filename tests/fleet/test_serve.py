@@ -6,6 +6,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,7 @@ from simulators.enrolling import EnrollingDevice
 from simulators.messages import event, status
 from waiting import PATIENCE_S, wait_until
 
-from fleet import audit, service
+from fleet import audit, parts, service
 from fleet import config as settings
 from fleet.audit import Actor, ActorKind
 from fleet.broker import ClientFiles, client_tls, consumers_file, probe_connection
@@ -33,6 +34,7 @@ from fleet.monitoring import service as monitoring
 from fleet.registry.signing import KeyName
 from fleet.registry.store import earlier_director_metadata
 from fleet.service import DEMO_LOGIN, Server, banner_text, lay_ground
+from fleet.supervision import supervise
 from protocol.clock import AcceleratedClock, SystemClock
 from protocol.errors import ConfigError, UnavailableError
 from protocol.ids import DEFAULT_TENANT, DeviceId, DeviceTypeName
@@ -305,6 +307,47 @@ def test_an_admitted_consumer_reads_what_devices_say_and_cannot_speak(running: R
 
 
 # --- roles and processes ---
+
+
+def test_every_part_of_a_server_says_that_it_works(running: Running):
+    def troubles() -> dict[str, str]:
+        with running.ground.database.reading() as tx:
+            return {row.part: row.trouble for row in tx.execute(sa.select(parts.server_parts))}
+
+    wait_until(lambda: troubles() == dict.fromkeys(parts.CONSEQUENCES, ""), what=f"five parts that work; {troubles()}")
+
+
+def test_a_broker_that_is_away_is_told_as_what_stands_still_for_it(tmp_path: Path, free_port: int):
+    flags = {"broker.url": f"mqtts://localhost:{free_port}", "roles": ["api", "ingest"]}
+    server = Server(configured(tmp_path / "data", **flags), clock=SystemClock(), say=lambda _text: None)
+    server.start()
+    try:
+
+        def found() -> list[parts.Standstill]:
+            with server.standing.database.reading() as tx:
+                return parts.list_standstills(tx, DEFAULT_TENANT, now=datetime.now(UTC) + parts.GRACE)
+
+        [ingest] = wait_until(found, what="ingest that stands still")
+        assert (ingest.part, f"no connection to the broker at mqtts://localhost:{free_port}" in ingest.text) == ("ingest", True)
+    finally:
+        server.stop()
+
+
+def test_a_part_that_fails_says_why_and_no_more_than_people_may_read():
+    told, stop = [], threading.Event()
+    errors = [UnavailableError("The database does not answer."), ValueError("a password")]
+
+    def work() -> None:
+        if not errors:
+            stop.set()
+            return
+        raise errors.pop(0)
+
+    supervise("controller", work, stop, failed=lambda part, text: told.append((part, text)))
+    assert told == [
+        ("controller", "The database does not answer."),
+        ("controller", "It failed (ValueError); the log of the server says how."),
+    ]
 
 
 def test_roles_of_one_server_share_the_work_across_processes(mosquitto_path: Path, tmp_path: Path, free_port: int):

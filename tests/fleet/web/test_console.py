@@ -1,6 +1,8 @@
 """The console without scripts: logging in, what pages show, what forms change, what other sites cannot do."""
 
+import itertools
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -8,6 +10,8 @@ import pytest
 from console_site import PASSWORD, Browser, ConsoleSite, running_site, upload_digits
 from simulators.clock import START, FakeClock
 
+from fleet import parts
+from fleet.parts import PartState
 from fleet.registry import store as registry_store
 from fleet.registry.model import DeltaState, ReleaseDelta
 from fleet.registry.signing import KeyName
@@ -148,6 +152,29 @@ def test_every_page_says_that_the_keys_are_for_demos(console: ConsoleSite, maria
 
 class FastClock(FakeClock):
     speed = 60.0
+
+
+def test_every_page_says_what_of_the_server_stands_still_since_when_and_why(tmp_path):
+    now = datetime.now(UTC)
+    with running_site(tmp_path) as site:
+        site.person("maria", "approver", "auditor")
+        maria = site.browser("maria")
+        assert "stands still" not in maria.get("/").text
+        with site.ground.database.transaction() as tx:
+            states = {"ingest": PartState("The broker refuses it: <b>x</b>.", now - timedelta(hours=2), now - timedelta(hours=1))}
+            parts.report(tx, DEFAULT_TENANT, "host:1", states, now=now + timedelta(minutes=5))
+        for path in PAGES:
+            page = maria.get(path).text
+            assert page.count("ingest stands still since") == 1, path
+            assert "The broker refuses it: &lt;b&gt;x" in page
+        page = maria.get("/alarms").text
+        assert f"ingest stands still since {now - timedelta(hours=1):%Y-%m-%d %H:%M:%S} UTC" in page
+        assert "What devices say is not stored" in page
+        for path in ("/live/home", "/live/alarms"):
+            with maria.stream("GET", path) as live:
+                assert "event: standstills" in list(itertools.takewhile(lambda line: "ingest stands" not in line, live.iter_lines()))
+        [told] = site.api("eva", "admin").get("/server").json()["standstills"]
+        assert (told["part"], told["text"]) == ("ingest", "The broker refuses it: <b>x</b>.")
 
 
 def test_every_page_says_that_the_clock_runs_fast(tmp_path):

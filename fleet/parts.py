@@ -1,0 +1,143 @@
+"""Which parts of the server work: each process says so of each of its parts, and what keeps one from it; people see what stands still.
+
+Stamps are of system time: an accelerated clock makes nobody late.
+"""
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+
+from fleet import db
+from protocol.ids import TenantId
+
+#: How often a process says how its parts are, in seconds: while all work, and while one does not. One not heard of for so long is gone.
+BEAT_S, TROUBLED_BEAT_S, LATE = 10.0, 2.0, timedelta(seconds=45)
+#: A part stands still when it has not worked for so long: connections break and come back, processes are started again.
+GRACE = timedelta(seconds=30)
+#: A part that failed is taken to work again when it has not failed for so long; pauses before it is started again are shorter.
+HEALED = timedelta(seconds=40)
+MAX_TEXT = 500
+
+#: What it means for people that a part stands still.
+CONSEQUENCES: Mapping[str, str] = {
+    "ingest": "What devices say is not stored; they keep it and send it later.",
+    "controller": "Campaigns, alarms, rules and commands to devices stand still.",
+    "worker": "Changes of groups do not reach their devices.",
+    "alerts": "Nobody is told of alerts by webhook or mail.",
+    "deltas": "No deltas are made; devices download whole models.",
+}
+
+server_parts = sa.Table(
+    "server_parts",
+    db.metadata,
+    db.tenant_column(),
+    sa.Column("part", sa.String(63), primary_key=True),
+    # host and process id
+    sa.Column("process", sa.String(200), primary_key=True),
+    sa.Column("said_at", db.utc, nullable=False),
+    # empty: it works
+    sa.Column("trouble", sa.Text, nullable=False),
+    sa.Column("began_at", db.utc, nullable=False),
+    # when it was last known to work; null: never
+    sa.Column("worked_at", db.utc),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PartState:
+    """How a part of one process is."""
+
+    #: What keeps it from working; empty: it works.
+    trouble: str
+    began_at: datetime
+    #: When it was last known to work; None: not since it began.
+    worked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Standstill:
+    """A part that works in no process of the server."""
+
+    part: str
+    since: datetime
+    #: Why, as far as the server knows.
+    text: str
+
+    @property
+    def consequence(self) -> str:
+        """What that means for people."""
+        return CONSEQUENCES.get(self.part, "")
+
+
+class Pulse:
+    """How the parts of this process are, as far as they and their supervisor say; may be asked and told from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._states: dict[str, PartState] = {}
+        self._failures: dict[str, tuple[datetime, str]] = {}
+        self._looks: dict[str, Callable[[], str]] = {}
+
+    def begin(self, part: str, *, now: datetime) -> None:
+        """The part is one of this process."""
+        with self._lock:
+            self._states[part] = PartState("It has just begun.", now)
+
+    def watch(self, part: str, look: Callable[[], str]) -> None:
+        """`look` says what keeps the part from working although it runs; empty: nothing."""
+        with self._lock:
+            self._looks[part] = look
+
+    def failed(self, part: str, text: str, *, now: datetime) -> None:
+        """The part ended with an error, and is started again."""
+        with self._lock:
+            self._failures[part] = (now, text[:MAX_TEXT])
+            self._looks.pop(part, None)
+
+    def states(self, *, now: datetime) -> dict[str, PartState]:
+        """How each part is now."""
+        with self._lock:
+            looks = dict(self._looks)
+        seen = {part: look()[:MAX_TEXT] for part, look in looks.items()}
+        with self._lock:
+            for part, before in self._states.items():
+                at, text = self._failures.get(part, (None, ""))
+                trouble = text if at is not None and now - at < HEALED else seen.get(part, "")
+                self._states[part] = PartState(trouble, before.began_at, before.worked_at if trouble else now)
+            return dict(self._states)
+
+
+def report(tx: db.Connection, tenant: TenantId, process: str, states: Mapping[str, PartState], *, now: datetime) -> None:
+    """Keep how the parts of a process are, in place of what it said before."""
+    rows = [{"tenant": tenant, "part": part, "process": process, "said_at": now, **asdict(state)} for part, state in states.items()]
+    db.upsert(tx, server_parts, rows)
+
+
+def list_standstills(tx: db.Connection, tenant: TenantId, *, now: datetime) -> list[Standstill]:
+    """The parts that have worked in no process for longer than breaks take, by name; none that was never heard of."""
+    rows: dict[str, list[sa.RowMapping]] = defaultdict(list)
+    for row in tx.execute(sa.select(server_parts).where(server_parts.c.tenant == tenant)).mappings():
+        rows[row["part"]].append(row)
+    found = []
+    for part, said in sorted(rows.items()):
+        if any(not row["trouble"] and now - row["said_at"] <= LATE for row in said):
+            continue
+        since = max((row["worked_at"] for row in said if row["worked_at"]), default=min(row["began_at"] for row in said))
+        last = max(said, key=lambda row: row["said_at"])
+        text = last["trouble"] if now - last["said_at"] <= LATE else "No process of the server that does this has been heard of."
+        if now - since > GRACE:
+            found.append(Standstill(part, since, text))
+    return found
+
+
+def prune(tx: db.Connection, *, before: datetime) -> int:
+    """Forget processes not heard of since the moment, but the one heard of last of each part; returns how many rows."""
+    later = server_parts.alias()
+    is_followed = sa.exists().where(
+        later.c.tenant == server_parts.c.tenant, later.c.part == server_parts.c.part, later.c.said_at > server_parts.c.said_at
+    )
+    return tx.execute(sa.delete(server_parts).where(server_parts.c.said_at < before, is_followed)).rowcount
