@@ -134,6 +134,11 @@ def list_standstills(tx: db.Connection, tenant: TenantId, *, now: datetime) -> l
     return found
 
 
+def forget(tx: db.Connection, tenant: TenantId, part: str) -> None:
+    """The part is switched off: that it works nowhere is as it should be. Processes that have it all the same say so again."""
+    tx.execute(sa.delete(server_parts).where(server_parts.c.tenant == tenant, server_parts.c.part == part))
+
+
 def prune(tx: db.Connection, *, before: datetime) -> int:
     """Forget processes not heard of since the moment, but the one heard of last of each part; returns how many rows."""
     later = server_parts.alias()

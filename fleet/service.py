@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -57,7 +57,7 @@ from fleet.devices.pki import Authority, open_authority
 from fleet.jobs import Job
 from fleet.monitoring import drift_references, drift_service, drift_tick, rules
 from fleet.monitoring import service as monitoring
-from fleet.monitoring.alerts import history
+from fleet.monitoring.alerts import history, standstills
 from fleet.monitoring.alerts import service as alerts
 from fleet.monitoring.alerts.announcing import DELIVER
 from fleet.monitoring.alerts.model import Counted
@@ -451,6 +451,9 @@ class Server:
     def _report_parts(self, ground: Ground) -> None:
         """Say how the parts of this process are, for people to see."""
         process = f"{socket.gethostname()[:180]}:{os.getpid()}"
+        if not self.config.deltas.enabled:
+            with ground.database.transaction() as tx:
+                parts.forget(tx, self.tenant, "deltas")
         while not self._stop.is_set():
             now = datetime.now(UTC)
             states = self.pulse.states(now=now)
@@ -574,6 +577,8 @@ class Controller:
     """One at a time over all processes: ticks, states that were retained while nobody listened, what devices are told."""
 
     server: Server
+    #: Since when it has seen parts of the server stand still.
+    seen_still: dict[str, datetime] = field(default_factory=dict)
 
     def run(self, stop: threading.Event) -> None:
         """Work whenever no other process does, until `stop` is set."""
@@ -599,6 +604,7 @@ class Controller:
             "house": (HOUSEKEEPING_S, lambda: self._keep_house(shut_out)),
             "rows": (PRUNE_S, self._prune),
             "drift": (DRIFT_S, self._keep_drift),
+            "parts": (HOUSEKEEPING_S, self._tell_standstills),
             "rules": (max(TICK_S, rules.EVERY_S / server.clock.speed), self._look_at_rules),
         }
         last = dict.fromkeys(due, datetime.min.replace(tzinfo=UTC))
@@ -635,6 +641,14 @@ class Controller:
             return
         topic = command_topic(job.tenant, device, "desired", prefix=self.server.config.broker.prefix)
         bus.publish_and_wait(topic, desired.model_dump_json(exclude_none=True).encode(), retain=True, schema="desired.1")
+
+    def _tell_standstills(self) -> None:
+        """Tell people of parts of the server that stand still."""
+        server = self.server
+        with server.standing.database.transaction() as tx:
+            found = standstills.tell(tx, server.tenant, self.seen_still, now=server.clock.now(), system_now=datetime.now(UTC))
+        self.seen_still.clear()
+        self.seen_still.update(found)
 
     def _keep_drift(self) -> None:
         """What releases bring for drift, thresholds, and which devices are listed."""

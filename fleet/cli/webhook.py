@@ -10,7 +10,7 @@ from fleet.cli.session import open_api
 
 app = typer.Typer(no_args_is_help=True, help="Webhooks: where alerts are posted as signed CloudEvents.")
 mail = typer.Typer(no_args_is_help=True, help="Mail: to whom alerts are sent.")
-TopicOption = typer.Option([], "--topic", help="alarm or rule; again for both, which is what none means.")
+TopicOption = typer.Option([], "--topic", help="alarm, rule or server; again for more of them; all without one.")
 
 
 @app.command("list")

@@ -68,6 +68,13 @@ def test_only_the_process_heard_of_last_of_each_part_is_remembered_for_ever(data
     assert left == {("ingest", "a:9"), ("worker", "a:2")}
 
 
+def test_a_part_that_is_switched_off_is_forgotten(database):
+    say(database, "a:1", NOW, deltas=WORKS, ingest=WORKS)
+    with database.transaction() as tx:
+        parts.forget(tx, T0, "deltas")
+    assert [one.part for one in standstills(database, after(600))] == ["ingest"]
+
+
 class TestPulse:
     """How the parts of one process are."""
 

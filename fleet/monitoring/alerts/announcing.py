@@ -79,7 +79,15 @@ def link_to(alert: Alert, console_url: str) -> str:
     if not console_url:
         return ""
     alarm, device = alert.data.get("alarm"), alert.data.get("device")
-    page = f"alarms/{quote(str(alarm), safe='')}" if alarm else f"devices/{quote(str(device), safe='')}" if device else "alarms"
+    page = (
+        f"alarms/{quote(str(alarm), safe='')}"
+        if alarm
+        else f"devices/{quote(str(device), safe='')}"
+        if device
+        else ""
+        if "part" in alert.data
+        else "alarms"
+    )
     return f"{console_url}/{page}"
 
 

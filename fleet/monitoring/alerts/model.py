@@ -12,6 +12,7 @@ from protocol.ids import DeviceId, TenantId
 #: Types of the events that are sent; consumers ignore those that they do not know.
 ALARM_RAISED, ALARM_REOPENED, ALARM_CLEARED = "mooring.alarm.raised.v1", "mooring.alarm.reopened.v1", "mooring.alarm.cleared.v1"
 RULE_FIRING, RULE_RECOVERED = "mooring.rule.firing.v1", "mooring.rule.recovered.v1"
+SERVER_STANDS_STILL, SERVER_WORKS = "mooring.server.stands-still.v1", "mooring.server.works.v1"
 RECIPIENT_TEST = "mooring.recipient.test.v1"
 
 
@@ -35,7 +36,7 @@ class Recipient:
     secret: str = field(default="", repr=False)
     #: Whether the address may be private (loopback, a local network).
     allows_private: bool = False
-    #: "alarm", "rule"; empty: both.
+    #: "alarm", "rule", "server"; empty: all.
     topics: tuple[str, ...] = ()
     is_enabled: bool = True
     revision: int = 1

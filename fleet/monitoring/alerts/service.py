@@ -43,7 +43,7 @@ TEST_DEVICES, TEST_HOURS = 100, 7 * 24.0
 #: Rows of one device that a test reads at most: a week at one message per 10 seconds.
 TEST_ROWS = 70_000
 MAX_URL, MAX_ADDRESSES = 2000, 20
-TOPICS = ("alarm", "rule")
+TOPICS = ("alarm", "rule", "server")
 _MAIL = re.compile(r"^[A-Za-z0-9._%+'-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,250}[A-Za-z0-9])?$")
 #: Bytes of a new webhook secret.
 SECRET_BYTES = 32

@@ -61,6 +61,7 @@ def test_a_cloudevent_arrives_that_the_receiver_can_prove():
         ({"alarm": "al-7", "name": "cam-1"}, "alarms/al-7"),
         ({"rule": "slow", "device": "cam-1"}, "devices/cam-1"),
         ({"device": "../x?y"}, "devices/..%2Fx%3Fy"),
+        ({"part": "ingest"}, ""),
         ({}, "alarms"),
     ],
 )

@@ -6,18 +6,19 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from simulators import messages
 
-from fleet import audit, jobs
+from fleet import audit, jobs, parts
 from fleet.audit import Actor, ActorKind
 from fleet.db import Database
 from fleet.devices import groups
 from fleet.devices import store as device_store
 from fleet.devices.model import Device, DeviceState
-from fleet.monitoring.alerts import announcing, history, service, store
+from fleet.monitoring.alerts import announcing, history, service, standstills, store
 from fleet.monitoring.alerts.model import Alert, Counted, Recipient, RecipientKind
 from fleet.monitoring.drift_alarms import PUBLISH_ALARM
 from fleet.monitoring.ingest import IngestRules, ingest_batch
 from fleet.monitoring.model import TelemetryRow
 from fleet.monitoring.rules import Comparison, Metric, Rule, Scope
+from fleet.parts import PartState
 from protocol.clock import to_unix_ms
 from protocol.errors import ConflictError, InvalidError, NotFoundError, StaleRevisionError
 from protocol.ids import DEFAULT_TENANT, DeviceId, DeviceTypeName
@@ -88,6 +89,42 @@ def make(database: Database, rule: Rule) -> Rule:
 def queued(database: Database) -> list[dict]:
     with database.reading() as tx:
         return [dict(job.payload) for job in jobs.list_jobs(tx, DEFAULT_TENANT, kind=announcing.DELIVER)][::-1]
+
+
+def test_a_part_of_the_server_that_stands_still_is_told_once_and_once_that_it_works(fleet: Database):
+    service.create_recipient(fleet, recipient=HOOK, by=OPERATOR, now=START)
+    service.create_recipient(fleet, recipient=replace(HOOK, name="drift-only", topics=("alarm",)), by=OPERATOR, now=START)
+    seen: dict[str, datetime] = {}
+
+    def look_at_parts(seconds: float, trouble: str) -> list[str]:
+        state = PartState(trouble, START, at(seconds) if not trouble else START)
+        with fleet.transaction() as tx:
+            parts.report(tx, DEFAULT_TENANT, "host:1", {"ingest": state}, now=at(seconds))
+            found = standstills.tell(tx, DEFAULT_TENANT, seen, now=at(seconds), system_now=at(seconds))
+        seen.clear()
+        seen.update(found)
+        return [f"{one['recipient']}: {one['alert']['title']}" for one in queued(fleet)]
+
+    assert look_at_parts(0, "") == []
+    assert look_at_parts(40, "No connection.") == []
+    assert look_at_parts(99, "No connection.") == []
+    begun = ["pager: The server's ingest stands still"]
+    assert look_at_parts(100, "No connection.") == begun
+    assert queued(fleet)[0]["alert"]["text"].startswith("What devices say is not stored;")
+    assert look_at_parts(8000, "No connection.") == begun
+    over = [*begun, "pager: The server's ingest works again"]
+    assert look_at_parts(8100, "") == look_at_parts(8200, "") == over
+
+
+def test_a_server_that_was_off_for_a_night_tells_nobody_that_it_was(fleet: Database):
+    service.create_recipient(fleet, recipient=HOOK, by=OPERATOR, now=START)
+    with fleet.transaction() as tx:
+        parts.report(tx, DEFAULT_TENANT, "host:1", {"ingest": PartState("", START, START)}, now=START)
+        seen = standstills.tell(tx, DEFAULT_TENANT, {}, now=at(30_000), system_now=at(30_000))
+        assert list(seen) == ["ingest"]
+        parts.report(tx, DEFAULT_TENANT, "host:2", {"ingest": PartState("", at(30_002), at(30_002))}, now=at(30_002))
+        assert standstills.tell(tx, DEFAULT_TENANT, seen, now=at(30_100), system_now=at(30_015)) == {}
+    assert queued(fleet) == []
 
 
 def look(database: Database, seconds: float) -> int:
