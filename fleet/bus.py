@@ -161,6 +161,7 @@ class Bus:
         #: Publications that the broker refused or that found no room.
         self.refused = 0
         self._connection = 0
+        self._is_told_away = False
         self._connected = threading.Event()
         self._answers: dict[int, ReasonCode] = {}
         self._host, self._port, transport, path = _address(options.url)
@@ -175,6 +176,7 @@ class Bus:
         client.max_inflight_messages_set(500)
         client.max_queued_messages_set(OUTBOX_LENGTH)
         client.on_connect = self._connect_answered
+        client.on_connect_fail = self._not_reached
         client.on_disconnect = self._disconnected
         client.on_subscribe = self._subscribed
         client.on_message = self._received
@@ -278,7 +280,13 @@ class Bus:
             return
         self._ready()
 
+    def _not_reached(self, _client: mqtt.Client, _userdata: object) -> None:
+        if not self._is_told_away:  # once, not at every attempt
+            self._is_told_away = True
+            log.warning("broker_unreachable principal=%s url=%s", self.options.principal, self.options.url)
+
     def _ready(self) -> None:
+        self._is_told_away = False
         self._connected.set()
         log.info("broker_connected principal=%s url=%s", self.options.principal, self.options.url)
         self.on_connected()

@@ -114,6 +114,18 @@ def test_it_speaks_over_websockets_as_well(connect: Connect):
         device.publish_and_wait("mooring/1/t0/d/cam-2/event", b"x")
 
 
+def test_a_broker_that_is_away_is_logged_once(authority: Authority, free_port: int, caplog: pytest.LogCaptureFixture):
+    bus = Bus(BusOptions(f"mqtts://localhost:{free_port}", INGEST, client_tls(authority.issue(INGEST))))
+    attempts: list[int] = []
+    told, bus._client.on_connect_fail = bus._client.on_connect_fail, lambda *details: (told(*details), attempts.append(1))
+    bus.start()
+    try:
+        wait_until(lambda: len(attempts) >= 3, what="three attempts")
+        assert caplog.text.count("broker_unreachable") == 1
+    finally:
+        bus.stop()
+
+
 def test_no_connection_is_said_and_nothing_blocks(authority: Authority, free_port: int):
     bus = Bus(BusOptions(f"mqtts://localhost:{free_port}", INGEST, client_tls(authority.issue(INGEST))))
     bus.start()
