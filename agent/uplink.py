@@ -481,10 +481,10 @@ class Uplink:
 
     def _on_puback(self, mid: int, reason: ReasonCode) -> None:
         self._ring_out.discard(mid)
-        self._answered_at = time.monotonic()
         row = self._in_flight.pop(mid, None)
         if row is None:
             return
+        self._answered_at = time.monotonic()
         if not reason.is_failure:
             self._acknowledged.append(row.id)
             self.last_sent_ms = to_unix_ms(self._clock.now())

@@ -201,6 +201,11 @@ class Bus:
         self._client.disconnect()
         self._client.loop_stop()
 
+    @property
+    def place(self) -> str:
+        """Host and port of the broker, without what else an address may hold."""
+        return f"{self._host}:{self._port}"
+
     def wait_connected(self, timeout_s: float) -> bool:
         """Whether there is a connection, with its subscriptions, within `timeout_s` (system time)."""
         return self._connected.wait(timeout_s)
@@ -281,6 +286,7 @@ class Bus:
         self._ready()
 
     def _not_reached(self, _client: mqtt.Client, _userdata: object) -> None:
+        self.refusal = ""
         if not self._is_told_away:  # once, not at every attempt
             self._is_told_away = True
             log.warning("broker_unreachable principal=%s url=%s", self.options.principal, self.options.url)

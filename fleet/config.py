@@ -27,7 +27,6 @@ SYSTEM_FOLDER = Path("/etc/mooring")
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
 #: An address, alone or behind a name; what would end the line of a mail's head has no place in it.
 _SENDER = re.compile(r"[!-;=?-~]+@[!-;=?-~]+|[ -;=?-~]+ <[!-;=?-~]+@[!-;=?-~]+>")
-_USERINFO = re.compile(r"(?<=//)[^/@]*(?=@)")
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
@@ -341,7 +340,7 @@ def _check_together(config: FleetConfig) -> None:
         )
     if console.url and not _is_origin(console.url):
         raise ConfigError(
-            f"console.url = {_USERINFO.sub('***', console.url[:200])!r} is no address of a console.",
+            f"console.url = {_without_login(console.url[:200])!r} is no address of a console.",
             hint="Wanted: https://host[:port], without a path.",
         )
     mail = config.mail
@@ -370,7 +369,11 @@ def _is_origin(text: str) -> bool:
         is_named = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is no number
         return False
-    return is_named and (parts.path, parts.query, parts.fragment, parts.username) == ("", "", "", None)
+    return is_named and parts.username is None and text == f"{parts.scheme}://{parts.netloc}"
+
+
+def _without_login(text: str) -> str:
+    return f"***@{text.rpartition('@')[2]}" if "@" in text else text
 
 
 def _shown(key: str, value: Any) -> str:

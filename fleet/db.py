@@ -30,6 +30,7 @@ __all__ = [
     "Connection",
     "Database",
     "check_revision",
+    "clock",
     "insert_ignore",
     "json_type",
     "lock",
@@ -39,6 +40,7 @@ __all__ = [
     "serial",
     "share",
     "tenant_column",
+    "try_lock",
     "upsert",
     "utc",
 ]
@@ -202,6 +204,18 @@ def lock(tx: Connection, name: str) -> None:
     """Wait until this transaction alone holds the name; freed by its end. On SQLite a writing transaction is already alone."""
     if tx.dialect.name == "postgresql":
         tx.execute(sa.select(sa.func.pg_advisory_xact_lock(_lock_key(name))))
+
+
+def try_lock(tx: Connection, name: str) -> bool:
+    """As `lock`, but no waiting: False when another transaction holds the name. Who takes several in no order must not wait for any."""
+    if tx.dialect.name != "postgresql":
+        return True
+    return bool(tx.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_lock_key(name)))))
+
+
+def clock(tx: Connection) -> datetime:
+    """System time as all processes see it: the database server's, or this machine's, on which an SQLite file lies."""
+    return tx.execute(sa.select(sa.func.clock_timestamp())).scalar_one() if tx.dialect.name == "postgresql" else datetime.now(UTC)
 
 
 def share(tx: Connection, name: str) -> None:

@@ -96,6 +96,10 @@ class Job:
     finished_at: datetime | None
 
 
+def _nothing() -> None:
+    pass
+
+
 #: Does the work of one kind. Runs outside any transaction; may raise MooringError to be retried.
 Handler = Callable[[Job], None]
 
@@ -254,10 +258,23 @@ def _run(database: db.Database, clock: Clock, handler: Handler, job: Job) -> Non
             finish_if_held(tx, job, now=clock.now())
 
 
-def work(database: db.Database, clock: Clock, handlers: Mapping[str, Handler], stop: threading.Event, *, idle_s: float = 1.0) -> None:
-    """Run due jobs until `stop` is set; looks again after `idle_s` seconds of system time when none was due. Raises: as `work_once`."""
+def work(
+    database: db.Database,
+    clock: Clock,
+    handlers: Mapping[str, Handler],
+    stop: threading.Event,
+    *,
+    idle_s: float = 1.0,
+    on_round: Callable[[], None] = _nothing,
+) -> None:
+    """Run due jobs until `stop` is set; looks again after `idle_s` seconds of system time when none was due.
+
+    `on_round` is called after each job, and each look that found none. Raises: as `work_once`.
+    """
     while not stop.is_set():
-        if work_once(database, clock, handlers) is None:
+        is_idle = work_once(database, clock, handlers) is None
+        on_round()
+        if is_idle:
             stop.wait(idle_s)
 
 
@@ -270,10 +287,12 @@ def work_side_by_side(
     most: int,
     lease_s: float = DEFAULT_LEASE_S,
     idle_s: float = 1.0,
+    on_round: Callable[[], None] = _nothing,
 ) -> None:
     """Run due jobs, up to `most` at once, each on a thread of its own, until `stop` is set; returns when those that run have ended.
 
-    Meant for jobs that mostly wait for others. An error of a handler beyond MooringError is logged; the lease of its job runs out.
+    `on_round` is called at each look for one. Meant for jobs that mostly wait for others. An error of a handler beyond MooringError is
+    logged; the lease of its job runs out.
     Raises: UnavailableError when the database does not answer.
     """
     free, running = threading.Semaphore(most), list[threading.Thread]()
@@ -286,23 +305,22 @@ def work_side_by_side(
         finally:
             free.release()
 
-    while not stop.is_set():
-        if not free.acquire(timeout=idle_s):
-            continue
-        try:
+    try:
+        while not stop.is_set():
+            on_round()
+            if not free.acquire(timeout=idle_s):
+                continue
             with database.transaction() as tx:
                 job = claim(tx, kinds=list(handlers), now=clock.now(), lease_s=lease_s)
-        except BaseException:
-            free.release()
-            raise
-        if job is None:
-            free.release()
-            stop.wait(idle_s)
-            continue
-        running = [*(thread for thread in running if thread.is_alive()), threading.Thread(target=run, args=(job,), daemon=True)]
-        running[-1].start()
-    for thread in running:
-        thread.join()
+            if job is None:
+                free.release()
+                stop.wait(idle_s)
+                continue
+            running = [*(thread for thread in running if thread.is_alive()), threading.Thread(target=run, args=(job,), daemon=True)]
+            running[-1].start()
+    finally:
+        for thread in running:
+            thread.join()
 
 
 def finish_if_held(tx: db.Connection, job: Job, *, now: datetime) -> bool:
@@ -329,8 +347,9 @@ def _find_due(tx: db.Connection, kinds: Sequence[str], now: datetime, passed: Se
 
 
 def _is_free(tx: db.Connection, tenant: str, lane: str, now: datetime) -> bool:
-    """Whether no job of the lane runs, and none will before this transaction ends: others that claim wait here for their turn."""
-    db.lock(tx, f"lane/{tenant}/{lane}")
+    """Whether no job of the lane runs, and none will before this transaction ends: whoever else claims from it passes it over meanwhile."""
+    if not db.try_lock(tx, f"lane/{tenant}/{lane}"):
+        return False
     runs = sa.select(jobs.c.job).where(jobs.c.tenant == tenant, jobs.c.lane == lane, *_is_held(jobs, now)).limit(1)
     return tx.scalar(runs) is None
 

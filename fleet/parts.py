@@ -18,8 +18,10 @@ from protocol.ids import TenantId
 BEAT_S, TROUBLED_BEAT_S, LATE = 10.0, 2.0, timedelta(seconds=45)
 #: A part stands still when it has not worked for so long: connections break and come back, processes are started again.
 GRACE = timedelta(seconds=30)
-#: A part that failed is taken to work again when it has not failed for so long; pauses before it is started again are shorter.
-HEALED = timedelta(seconds=40)
+#: Rounds are over within seconds; a part whose round takes so long hangs.
+LONG_ROUND = timedelta(minutes=2)
+JUST_BEGUN = "It has just begun."
+GONE = "No process of the server that does this has been heard of."
 MAX_TEXT = 500
 
 #: What it means for people that a part stands still.
@@ -79,36 +81,48 @@ class Pulse:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._states: dict[str, PartState] = {}
-        self._failures: dict[str, tuple[datetime, str]] = {}
+        self._rounds: dict[str, datetime] = {}
+        self._failures: dict[str, str] = {}
         self._looks: dict[str, Callable[[], str]] = {}
 
     def begin(self, part: str, *, now: datetime) -> None:
-        """The part is one of this process."""
+        """The part is one of this process from now on; whether it works is not known yet."""
         with self._lock:
-            self._states[part] = PartState("It has just begun.", now)
+            self._states.setdefault(part, PartState(JUST_BEGUN, now))
 
     def watch(self, part: str, look: Callable[[], str]) -> None:
-        """`look` says what keeps the part from working although it runs; empty: nothing."""
+        """`look` says what keeps the part from its work although its rounds go on; empty: nothing."""
         with self._lock:
             self._looks[part] = look
 
-    def failed(self, part: str, text: str, *, now: datetime) -> None:
+    def worked(self, part: str, *, now: datetime) -> None:
+        """The part has done a round of its work, or found that there is none."""
+        with self._lock:
+            self._rounds[part] = now
+            self._failures.pop(part, None)
+
+    def failed(self, part: str, text: str) -> None:
         """The part ended with an error, and is started again."""
         with self._lock:
-            self._failures[part] = (now, text[:MAX_TEXT])
+            self._failures[part] = text
             self._looks.pop(part, None)
 
     def states(self, *, now: datetime) -> dict[str, PartState]:
         """How each part is now."""
         with self._lock:
             looks = dict(self._looks)
-        seen = {part: look()[:MAX_TEXT] for part, look in looks.items()}
+        seen = {part: look() for part, look in looks.items()}
         with self._lock:
             for part, before in self._states.items():
-                at, text = self._failures.get(part, (None, ""))
-                trouble = text if at is not None and now - at < HEALED else seen.get(part, "")
-                self._states[part] = PartState(trouble, before.began_at, before.worked_at if trouble else now)
+                trouble = self._failures.get(part) or seen.get(part) or _word_of_rounds(self._rounds.get(part), now)
+                self._states[part] = PartState(trouble[:MAX_TEXT], before.began_at, before.worked_at if trouble else now)
             return dict(self._states)
+
+
+def _word_of_rounds(last: datetime | None, now: datetime) -> str:
+    if last is None:
+        return JUST_BEGUN
+    return f"It has not ended a round of its work since {last:%Y-%m-%d %H:%M:%S} UTC." if now - last > LONG_ROUND else ""
 
 
 def report(tx: db.Connection, tenant: TenantId, process: str, states: Mapping[str, PartState], *, now: datetime) -> None:
@@ -118,20 +132,40 @@ def report(tx: db.Connection, tenant: TenantId, process: str, states: Mapping[st
 
 
 def list_standstills(tx: db.Connection, tenant: TenantId, *, now: datetime) -> list[Standstill]:
-    """The parts that have worked in no process for longer than breaks take, by name; none that was never heard of."""
-    rows: dict[str, list[sa.RowMapping]] = defaultdict(list)
-    for row in tx.execute(sa.select(server_parts).where(server_parts.c.tenant == tenant)).mappings():
-        rows[row["part"]].append(row)
+    """The parts that have worked in no process for longer than breaks take, by name; none that was never heard of.
+
+    `now` and the moments of `report` are of one clock, `db.clock`: processes on several hosts have several.
+    """
     found = []
-    for part, said in sorted(rows.items()):
-        if any(not row["trouble"] and now - row["said_at"] <= LATE for row in said):
+    for part, said in sorted(_rows(tx, tenant).items()):
+        if any(_works(row, now) for row in said):
             continue
         since = max((row["worked_at"] for row in said if row["worked_at"]), default=min(row["began_at"] for row in said))
-        last = max(said, key=lambda row: row["said_at"])
-        text = last["trouble"] if now - last["said_at"] <= LATE else "No process of the server that does this has been heard of."
+        heard_of = [row for row in said if _is_heard(row, now)]
+        text = max(heard_of, key=lambda row: row["said_at"])["trouble"] if heard_of else GONE
         if now - since > GRACE:
             found.append(Standstill(part, since, text))
     return found
+
+
+def list_working(tx: db.Connection, tenant: TenantId, *, now: datetime) -> set[str]:
+    """The parts of which a process says that they work."""
+    return {part for part, said in _rows(tx, tenant).items() if any(_works(row, now) for row in said)}
+
+
+def _rows(tx: db.Connection, tenant: TenantId) -> dict[str, list[sa.RowMapping]]:
+    rows: dict[str, list[sa.RowMapping]] = defaultdict(list)
+    for row in tx.execute(sa.select(server_parts).where(server_parts.c.tenant == tenant)).mappings():
+        rows[row["part"]].append(row)
+    return rows
+
+
+def _is_heard(row: sa.RowMapping, now: datetime) -> bool:
+    return bool(abs(now - row["said_at"]) <= LATE)  # from the future: the clock was set back
+
+
+def _works(row: sa.RowMapping, now: datetime) -> bool:
+    return not row["trouble"] and _is_heard(row, now)
 
 
 def forget(tx: db.Connection, tenant: TenantId, part: str) -> None:

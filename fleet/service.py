@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import secrets
 import shutil
 import signal
 import socket
@@ -27,7 +28,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fleet import jobs, loop, parts
+from fleet import db, jobs, loop, parts
 from fleet.adapters import delivery
 from fleet.audit import Actor, ActorKind
 from fleet.blobs import BlobStore, open_blobs
@@ -92,8 +93,6 @@ TICK_S, HOUSEKEEPING_S, PRUNE_S = 1.0, 15.0, 3600.0
 STOP_TIMEOUT_S = 20.0
 #: Seconds of system time between two looks at what releases bring for drift, and at the order of devices.
 DRIFT_S = 15.0
-#: Seconds after which a batch of messages takes suspiciously long; the largest take one.
-BATCH_IS_LONG_S = 60.0
 #: How long the broker keeps an alarm for consumers, seconds.
 ALARM_EXPIRY_S = 7 * 86_400
 #: Real seconds that the job of making deltas is kept for; extended while it works.
@@ -315,12 +314,13 @@ class Server:
         if Role.INGEST in roles:
             self._run("ingest", lambda: Ingest(self).run(self._stop))
         if Role.CONTROLLER in roles:
-            self._run("controller", lambda: Controller(self).run(self._stop))
+            controller = Controller(self)
+            self._run("controller", lambda: controller.run(self._stop), is_alone=True)
         if Role.WORKER in roles:
-            self._run("worker", lambda: run_worker(ground, self.clock, self._stop))
+            self._run("worker", lambda: run_worker(ground, self.clock, self._stop, on_round=partial(self.worked, "worker")))
             self._run("alerts", lambda: self._deliver_alerts(ground))
         if Role.WORKER in roles and config.deltas.enabled:
-            self._run("deltas", lambda: DeltaMaker(self).run(self._stop))
+            self._run("deltas", lambda: DeltaMaker(self).run(self._stop), is_alone=True)
         self._start_thread("parts", lambda: self._report_parts(ground))
         if Role.API in roles and config.demo_keys:
             self._signer = self._start_signer(ground)
@@ -450,15 +450,14 @@ class Server:
 
     def _report_parts(self, ground: Ground) -> None:
         """Say how the parts of this process are, for people to see."""
-        process = f"{socket.gethostname()[:180]}:{os.getpid()}"
+        process = f"{socket.gethostname()[:150]}:{os.getpid()}:{secrets.token_hex(4)}"  # containers may share name and number
         if not self.config.deltas.enabled:
             with ground.database.transaction() as tx:
                 parts.forget(tx, self.tenant, "deltas")
         while not self._stop.is_set():
-            now = datetime.now(UTC)
-            states = self.pulse.states(now=now)
+            states = self.pulse.states(now=datetime.now(UTC))
             with ground.database.transaction() as tx:
-                parts.report(tx, self.tenant, process, states, now=now)
+                parts.report(tx, self.tenant, process, states, now=db.clock(tx))
             is_well = not any(state.trouble for state in states.values())
             self._stop.wait(parts.BEAT_S if is_well else parts.TROUBLED_BEAT_S)
 
@@ -469,7 +468,14 @@ class Server:
             ground.database, server=server, console_url=lambda: self.addresses.public_console_url, system_now=lambda: datetime.now(UTC)
         )
         jobs.work_side_by_side(
-            ground.database, self.clock, {DELIVER: deliver}, self._stop, most=DELIVERIES_AT_ONCE, lease_s=lease_s, idle_s=TICK_S
+            ground.database,
+            self.clock,
+            {DELIVER: deliver},
+            self._stop,
+            most=DELIVERIES_AT_ONCE,
+            lease_s=lease_s,
+            idle_s=TICK_S,
+            on_round=partial(self.worked, "alerts"),
         )
 
     def _listener(self, name: str, host: str, port: int, tls: ListenerTls | None) -> Listener:
@@ -480,9 +486,15 @@ class Server:
     def _start_signer(self, ground: Ground) -> subprocess.Popen[bytes]:
         return start_signer(self.config, ground, clock=self.clock, url=self.addresses.console_url)
 
-    def _run(self, name: str, work: Callable[[], None]) -> None:
-        self.pulse.begin(name, now=datetime.now(UTC))
-        self._start_thread(name, work, failed=lambda part, text: self.pulse.failed(part, text, now=datetime.now(UTC)))
+    def worked(self, part: str) -> None:
+        """The part of this process has done a round of its work."""
+        self.pulse.worked(part, now=datetime.now(UTC))
+
+    def _run(self, name: str, work: Callable[[], None], *, is_alone: bool = False) -> None:
+        """`is_alone`: one process at a time has the part, and says so when it has."""
+        if not is_alone:
+            self.pulse.begin(name, now=datetime.now(UTC))
+        self._start_thread(name, work, failed=self.pulse.failed)
 
     def _start_thread(self, name: str, work: Callable[[], None], *, failed: Callable[[str, str], None] | None = None) -> None:
         thread = threading.Thread(target=supervise, args=(name, work, self._stop), kwargs={"failed": failed}, name=name, daemon=True)
@@ -557,19 +569,19 @@ class Ingest:
             live=server.live,
             batch=server.config.limits.ingest_batch,
         )
-        server.pulse.watch("ingest", lambda: trouble_of(bus, worker))
+        server.pulse.watch("ingest", lambda: trouble_of(bus))
         try:
-            worker.run(stop)
+            worker.run(stop, on_round=partial(server.worked, "ingest"))
         finally:
             server.live.is_fed = False
             bus.stop()
 
 
-def trouble_of(bus: Bus, worker: IngestWorker) -> str:
-    """What keeps ingest from storing what devices say; empty: nothing."""
-    if not bus.is_connected:
-        return f"The broker refuses it: {bus.refusal}." if bus.refusal else f"It has no connection to the broker at {bus.options.url}."
-    return f"It has worked on the same messages for {worker.busy_s:.0f} s." if worker.busy_s > BATCH_IS_LONG_S else ""
+def trouble_of(bus: Bus) -> str:
+    """What keeps a part from talking with devices; empty: nothing."""
+    if bus.is_connected:
+        return ""
+    return f"The broker refuses it: {bus.refusal}." if bus.refusal else f"It has no connection to the broker at {bus.place}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -577,8 +589,8 @@ class Controller:
     """One at a time over all processes: ticks, states that were retained while nobody listened, what devices are told."""
 
     server: Server
-    #: Since when it has seen parts of the server stand still.
-    seen_still: dict[str, datetime] = field(default_factory=dict)
+    #: When it first and last saw each part of the server that stands still.
+    seen_still: dict[str, standstills.Seen] = field(default_factory=dict)
 
     def run(self, stop: threading.Event) -> None:
         """Work whenever no other process does, until `stop` is set."""
@@ -591,6 +603,8 @@ class Controller:
     def _run_alone(self, stop: threading.Event) -> None:
         server, ground = self.server, self.server.standing
         bus = server.connect(CONTROLLER, controller_subscriptions(server.config.broker.prefix))
+        server.pulse.begin("controller", now=datetime.now(UTC))
+        server.pulse.watch("controller", lambda: trouble_of(bus))
         ended = threading.Event()
         states = IngestWorker(bus, ground.database, server.clock, rules=ingest_rules(server))
         reader = threading.Thread(target=supervise, args=("states", lambda: states.run(ended), ended), name="states", daemon=True)
@@ -626,6 +640,7 @@ class Controller:
                     pass
                 if failed is not None:
                     raise failed
+                server.worked("controller")
                 stop.wait(TICK_S)
         finally:
             ended.set()
@@ -646,7 +661,7 @@ class Controller:
         """Tell people of parts of the server that stand still."""
         server = self.server
         with server.standing.database.transaction() as tx:
-            found = standstills.tell(tx, server.tenant, self.seen_still, now=server.clock.now(), system_now=datetime.now(UTC))
+            found = standstills.tell(tx, server.tenant, self.seen_still, now=server.clock.now(), system_now=db.clock(tx))
         self.seen_still.clear()
         self.seen_still.update(found)
 
@@ -700,14 +715,14 @@ def publish_alarm(bus: Bus, job: Job, *, prefix: str) -> None:
     bus.publish_and_wait(topic, json.dumps(job.payload["event"]).encode(), expiry_s=ALARM_EXPIRY_S, schema="alarm.1")
 
 
-def run_worker(ground: Ground, clock: Clock, stop: threading.Event) -> None:
+def run_worker(ground: Ground, clock: Clock, stop: threading.Event, *, on_round: Callable[[], None]) -> None:
     """Jobs of all kinds but those that need the controller's connection, until `stop` is set."""
 
     def refresh_group(job: Job) -> None:
         group = GroupName(str(job.payload["group"]))
         twins.refresh_group(ground.database, tenant=job.tenant, group=group, now=clock.now())
 
-    jobs.work(ground.database, clock, {twins.REFRESH_GROUP: refresh_group}, stop)
+    jobs.work(ground.database, clock, {twins.REFRESH_GROUP: refresh_group}, stop, on_round=on_round)
 
 
 @dataclass(frozen=True, slots=True)
@@ -722,7 +737,10 @@ class DeltaMaker:
         while not stop.is_set():
             with database.try_exclusive("deltas") as is_ours:
                 handlers = {BUILD_DELTAS: partial(self._build, stop)}
+                if is_ours:
+                    self.server.pulse.begin("deltas", now=datetime.now(UTC))
                 while is_ours and not stop.is_set():
+                    self.server.worked("deltas")
                     if jobs.work_once(database, clock, handlers, lease_s=DELTA_LEASE_S * clock.speed) is None:
                         stop.wait(TICK_S)
             stop.wait(TICK_S)
@@ -734,6 +752,7 @@ class DeltaMaker:
 
         def keep_lease() -> None:
             nonlocal extended
+            server.worked("deltas")
             if time.monotonic() - extended > DELTA_LEASE_S / 4:
                 with ground.database.transaction() as tx:
                     jobs.extend(tx, job, now=clock.now(), lease_s=DELTA_LEASE_S * clock.speed)

@@ -5,7 +5,7 @@ import random
 import threading
 from collections.abc import Callable
 
-from protocol.errors import UnavailableError
+from protocol.errors import MooringError, UnavailableError
 
 log = logging.getLogger("mooring.supervision")
 
@@ -25,11 +25,14 @@ def supervise(name: str, work: Callable[[], None], stop: threading.Event, *, fai
             failures, trouble = 0, ""
         except UnavailableError as error:
             failures += 1
-            trouble = str(error)
+            trouble = "It waits for something that does not answer; the log of the server says for what."
             log.warning("part_waits part=%s error=%s", name, error)
         except Exception as error:
             failures += 1
-            trouble = f"It failed ({type(error).__name__}); the log of the server says how."
+            # the text of an error that is not ours may hold anything
+            trouble = (
+                error.message if isinstance(error, MooringError) else f"It failed ({type(error).__name__}); the server's log says how."
+            )
             log.exception("part_failed part=%s", name)
         if failures:
             if failed is not None:

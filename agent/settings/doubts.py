@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from urllib.parse import urlsplit
 
 from agent.config import AgentConfig, RuntimeConfig
-from agent.orders import BROKER_SCHEMES, STREAM_SCHEMES, SensorSource, Source, StreamSource, mask
+from agent.orders import BROKER_SCHEMES, STREAM_SCHEMES, SensorSource, Source, StreamSource
 from runtime.base import BACKEND_NAMES
 from runtime.providers import DEVICE_KINDS, EXTERNAL, KINDS, LIBRARY_OPTION, find_kind
 
@@ -45,7 +45,9 @@ def _doubts_of(source: Source) -> Iterator[tuple[str, str]]:
     for name, address in addresses:
         if address is not None and not _is_address(address, schemes):
             wanted = " or ".join(f"{scheme}://host[:port]" for scheme in schemes)
-            yield name, f"{mask(address)!r} is no address that can be opened; wanted {wanted}"
+            # what is no address has no place for a password that is known, so whatever may be one goes
+            shown = f"***@{address.rpartition('@')[2]}" if "@" in address else address
+            yield name, f"{shown!r} is no address that can be opened; wanted {wanted}"
 
 
 def _is_address(text: str, schemes: tuple[str, ...]) -> bool:

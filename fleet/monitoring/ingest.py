@@ -8,7 +8,6 @@ import json
 import logging
 import random
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
@@ -491,31 +490,26 @@ class IngestWorker:
         self._rules, self._live, self._batch = rules, live, batch
         #: Messages stored, and messages kept as dead letters, since the start.
         self.accepted, self.rejected = 0, 0
-        self._busy_since: float | None = None
 
-    @property
-    def busy_s(self) -> float:
-        """For how long it has worked on one batch, in seconds of system time; 0 while it waits for messages."""
-        since = self._busy_since
-        return 0.0 if since is None else time.monotonic() - since
+    def run(self, stop: threading.Event, *, on_round: Callable[[], None] | None = None) -> None:
+        """Work until `stop` is set; a batch that is not committed by then is not acknowledged and comes again.
 
-    def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set; a batch that is not committed by then is not acknowledged and comes again."""
+        `on_round` is called after each batch, and each short wait that brought none.
+        """
         while not stop.is_set():
             batch = self._bus.inbox.take(self._batch, wait_s=_IDLE_WAIT_S, gather_s=GATHER_S)
             if batch:
                 self.work(batch, stop)
+            if on_round is not None:
+                on_round()
 
     def work(self, batch: Sequence[Incoming], stop: threading.Event) -> None:
         """Store one batch, however long the database is away, and acknowledge it. What keeps it from that is raised; it waits on then."""
-        self._busy_since = time.monotonic()
         try:
             outcome = self._store(batch, stop)
         except BaseException:
             self._bus.inbox.put_back(batch)
             raise
-        finally:
-            self._busy_since = None
         if outcome is None:
             return
         self._bus.acknowledge(batch)

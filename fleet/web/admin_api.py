@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.openapi.utils import get_openapi
 
-from fleet import parts
+from fleet import db, parts
 from fleet.web import live, rest
 from fleet.web.admin import alarms, alerts, bundles, campaigns, configurations, devices, drift, governance, people, references, registry
 from fleet.web.auth import Caller, require, services_of
@@ -29,7 +29,7 @@ def server(request: Request, caller: Annotated[Caller, Depends(require("settings
     """What this server is: addresses, clock, kind of keys."""
     services = services_of(request)
     with services.database.reading() as tx:
-        standstills = parts.list_standstills(tx, services.tenant, now=services.system_now())
+        standstills = parts.list_standstills(tx, services.tenant, now=db.clock(tx))
     return rest.one(
         {
             "tenant": caller.tenant,

@@ -392,7 +392,11 @@ def live_device(request: Request, caller: Sees, device: str) -> Response:
     _device_view(request, caller, device)  # a device that is not there is a 404, not a silent stream
 
     def parts() -> Mapping[str, str]:
-        view, shell, now = _device_view(request, caller, device), shell_of(request, caller, ""), services_of(request).clock.now()
+        view, shell, now = (
+            _device_view(request, caller, device),
+            shell_of(request, caller, "", is_watched=False),
+            services_of(request).clock.now(),
+        )
         names = {
             "state": "device_state",
             "telemetry-now": "device_telemetry",
@@ -413,7 +417,7 @@ def live_pipeline(request: Request, caller: Sees, device: str, pipeline: str) ->
     _pipeline_view(request, caller, device, pipeline)
 
     def parts() -> Mapping[str, str]:
-        view, shell = _pipeline_view(request, caller, device, pipeline), shell_of(request, caller, "")
+        view, shell = _pipeline_view(request, caller, device, pipeline), shell_of(request, caller, "", is_watched=False)
         now, names = (
             services_of(request).clock.now(),
             {"now": "pipeline_now", "events": "device_events", "candidates": "pipeline_candidates"},
@@ -578,14 +582,15 @@ def part_stream(
     """Parts of a page as they change: event name → template and view."""
 
     def rendered() -> Mapping[str, str]:
-        shell, now = shell_of(request, caller, ""), services_of(request).clock.now()
-        return {event: render.page(template, shell=shell, now=now, view=view) for event, (template, view) in parts().items()}
+        made, now = parts(), services_of(request).clock.now()
+        shell = shell_of(request, caller, "", is_watched="standstills" in made)
+        return {event: render.page(template, shell=shell, now=now, view=view) for event, (template, view) in made.items()}
 
     return live.page_stream(request, rendered, every_s=every_s)
 
 
-def shell_of(request: Request, caller: Caller | None, current: str) -> Shell:
-    """What stands around every page."""
+def shell_of(request: Request, caller: Caller | None, current: str, *, is_watched: bool = True) -> Shell:
+    """What stands around every page; around a live part what stands still only when it `is_watched`."""
     services = services_of(request)
     waiting = console_views.count_waiting(services.database, caller.tenant) if caller is not None and current else {}
     nav = tuple(
@@ -602,7 +607,7 @@ def shell_of(request: Request, caller: Caller | None, current: str) -> Shell:
         clock_speed=services.clock.speed,
         must_change_password=caller.must_change_password if caller else False,
         may_steer=caller is not None and caller.may("campaigns:write"),
-        standstills=console_views.standstills(services) if caller is not None else (),
+        standstills=console_views.standstills(services) if caller is not None and is_watched else (),
     )
 
 

@@ -64,7 +64,9 @@ def what_if(request: Request, caller: Sees, alarm: str, rate: Rate = None, step:
     found = drift_service.get_alarm(services_of(request).database, caller.tenant, alarm)
     made = _what_if(request, caller, found, rate=_asked(rate, step))[0]
     now = services_of(request).clock.now()
-    return HTMLResponse(render.page("parts/what_if_answer.html", shell=shell_of(request, caller, ""), now=now, what_if=made))
+    return HTMLResponse(
+        render.page("parts/what_if_answer.html", shell=shell_of(request, caller, "", is_watched=False), now=now, what_if=made)
+    )
 
 
 @router.post("/alarms/{alarm}/acknowledge")

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from fleet import audit, loop, parts
+from fleet import audit, db, loop, parts
 from fleet.audit import Entry
 from fleet.campaigns import service as campaigns
 from fleet.campaigns.model import BAD, DECIDED, CampaignState, UpdateState, meaning_of
@@ -456,7 +456,7 @@ def _name(actor: str) -> str:
 def standstills(services: Services) -> tuple[Standstill, ...]:
     """Which parts of the server work nowhere."""
     with services.database.reading() as tx:
-        return tuple(parts.list_standstills(tx, services.tenant, now=services.system_now()))
+        return tuple(parts.list_standstills(tx, services.tenant, now=db.clock(tx)))
 
 
 def count_waiting(database: Database, tenant: TenantId) -> dict[str, int]:

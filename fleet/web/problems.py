@@ -33,6 +33,8 @@ MEDIA_TYPE = "application/problem+json"
 MAX_SEEN = 100
 #: Fields whose values are repeated nowhere: they hold a secret, or an address that may hold one.
 _MAYBE_SECRET = ("password", "secret", "token", "key", "code", "url", "address", "totp", "cookie", "authorization")
+#: Refusals of values that are numbers, or words of a list.
+_OF_PLAIN_VALUES = frozenset({"enum", "literal_error", "greater_than", "greater_than_equal", "less_than", "less_than_equal", "multiple_of"})
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 #: Slug → (status, title). The slug is the stable end of `type`.
@@ -156,12 +158,14 @@ async def _unexpected_error(request: Request, error: Exception) -> Response:
 
 
 def _reason(one: Mapping[str, Any]) -> str:
-    """What was wanted, and what was seen of it, unless that may be a secret, under its own name or under one that is misspelled."""
-    reason, seen = str(one["msg"])[:300], one.get("input")
-    names = {str(part).lower() for part in one["loc"]}
-    is_secret = one["type"] == "extra_forbidden" or any(word in name for name in names for word in _MAYBE_SECRET)
-    is_shown = isinstance(seen, bool | int | float | str) and not is_secret
-    return f"{reason}; seen: {json.dumps(seen, ensure_ascii=False)[:MAX_SEEN]}" if is_shown else reason
+    """What was wanted, and what was seen where that can be no secret: in the address, and where a number or a word of a list is wanted."""
+    reason, seen, kind = str(one["msg"])[:300], one.get("input"), str(one["type"])
+    is_open = str(one["loc"][0]) in {"query", "path"} if one["loc"] else False
+    is_plain = kind.endswith("_parsing") or kind in _OF_PLAIN_VALUES
+    is_secret = any(word in str(part).lower() for part in one["loc"] for word in _MAYBE_SECRET)
+    if not isinstance(seen, bool | int | float | str) or is_secret or not (is_open or is_plain):
+        return reason
+    return f"{reason}; seen: {json.dumps(seen, ensure_ascii=False)[:MAX_SEEN]}"
 
 
 def _pointer(location: Sequence[Any]) -> str:

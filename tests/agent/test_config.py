@@ -411,6 +411,15 @@ class TestDoubtsOfSources:
         [(key, text)] = self.of(kind="stream", url="rtsp://cam/1", sub_url=url)
         assert key == "pipelines.1.source.sub_url"
         assert text.startswith(repr(url))
+
+    @pytest.mark.parametrize("url", ["rtsp://ola:hun/ter2@cam/1", "rtsp:/ola:hunter2@cam", "ola:hunter2@cam", "tcp://ola:hun@ter2@cam"])
+    def test_whatever_may_be_a_password_is_not_repeated(self, url):
+        [(_, text)] = self.of(kind="stream", url=url)
+        assert ("hun" in text, "ter2" in text, "cam" in text) == (False, False, True)
+
+    @pytest.mark.parametrize("url", ["cam/1", "rtps://cam/1"])
+    def test_it_says_what_is_wanted(self, url):
+        [(_, text)] = self.of(kind="stream", url=url)
         assert "wanted rtsp://host[:port] or" in text
 
     def test_a_broker_of_sensors_has_schemes_of_its_own_and_passwords_are_not_repeated(self):

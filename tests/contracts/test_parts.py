@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from fleet import parts
+from fleet import db, parts
 from fleet.parts import PartState, Pulse, Standstill
 from protocol.ids import TenantId
 
@@ -58,6 +58,26 @@ def test_processes_that_are_gone_are_told_and_their_successor_counts(database):
     assert standstills(database, after(60)) == []
 
 
+def test_a_word_from_the_future_is_none_since_the_clock_was_set_back(database):
+    say(database, "a:1", after(500), ingest=WORKS)
+    assert [one.text for one in standstills(database, after(100))] == [parts.GONE]
+    assert standstills(database, after(460)) == []
+
+
+def test_what_works_is_only_what_a_process_says_to_work(database):
+    say(database, "a:1", after(1), ingest=WORKS, worker=PartState(parts.JUST_BEGUN, NOW), alerts=WORKS)
+    say(database, "b:1", after(1), worker=PartState("failed", NOW, NOW), ingest=PartState("refused", NOW))
+    with database.reading() as tx:
+        assert parts.list_working(tx, T0, now=after(2)) == {"ingest", "alerts"}
+        assert parts.list_working(tx, T0, now=after(50)) == set()
+
+
+def test_the_clock_of_the_database_is_about_right_and_aware(database):
+    before = datetime.now(UTC) - timedelta(minutes=1)
+    with database.reading() as tx:
+        assert before < db.clock(tx) < before + timedelta(minutes=30)
+
+
 def test_only_the_process_heard_of_last_of_each_part_is_remembered_for_ever(database):
     for number in range(3):
         say(database, f"a:{number}", after(number), ingest=WORKS, worker=WORKS)
@@ -84,29 +104,47 @@ class TestPulse:
         pulse.begin("ingest", now=NOW)
         return pulse
 
-    def test_a_part_that_runs_and_sees_no_trouble_works(self, pulse: Pulse):
-        assert pulse.states(now=after(3)) == {"ingest": PartState("", NOW, after(3))}
+    def test_a_part_works_from_its_first_round_on_and_not_before(self, pulse: Pulse):
+        assert pulse.states(now=after(3)) == {"ingest": PartState(parts.JUST_BEGUN, NOW)}
+        pulse.worked("ingest", now=after(4))
+        assert pulse.states(now=after(5)) == {"ingest": PartState("", NOW, after(5))}
+
+    def test_a_part_whose_round_does_not_end_hangs(self, pulse: Pulse):
+        pulse.worked("ingest", now=NOW)
+        assert pulse.states(now=after(120))["ingest"].trouble == ""
+        assert pulse.states(now=after(121))["ingest"] == PartState(
+            "It has not ended a round of its work since 2026-03-01 02:13:00 UTC.", NOW, after(120)
+        )
 
     def test_what_it_sees_itself_is_its_trouble_until_it_is_over(self, pulse: Pulse):
-        trouble = ["no connection"]
+        trouble = [""]
         pulse.watch("ingest", lambda: trouble[0])
+        pulse.worked("ingest", now=NOW)
         pulse.states(now=after(1))
-        assert pulse.states(now=after(2)) == {"ingest": PartState("no connection", NOW)}
+        trouble[0] = "no connection"
+        pulse.worked("ingest", now=after(2))
+        assert pulse.states(now=after(2)) == {"ingest": PartState("no connection", NOW, after(1))}
         trouble[0] = ""
         assert pulse.states(now=after(3))["ingest"] == PartState("", NOW, after(3))
         trouble[0] = "x" * 2000
         assert pulse.states(now=after(4))["ingest"] == PartState("x" * parts.MAX_TEXT, NOW, after(3))
 
-    def test_a_failure_lasts_until_it_has_not_happened_again_for_a_while(self, pulse: Pulse):
+    def test_a_failure_lasts_until_a_round_is_done_again(self, pulse: Pulse):
+        pulse.worked("ingest", now=NOW)
         pulse.states(now=NOW)
-        pulse.failed("ingest", "keys are missing", now=after(10))
-        assert pulse.states(now=after(49))["ingest"] == PartState("keys are missing", NOW, NOW)
-        assert pulse.states(now=after(50))["ingest"].trouble == ""
+        pulse.failed("ingest", "keys are missing")
+        assert pulse.states(now=after(4000))["ingest"] == PartState("keys are missing", NOW, NOW)
+        pulse.worked("ingest", now=after(4001))
+        assert pulse.states(now=after(4002))["ingest"].trouble == ""
 
     def test_a_part_that_ended_is_not_asked_any_more(self, pulse: Pulse):
         def look() -> str:
             raise LookupError("its connection is gone")
 
         pulse.watch("ingest", look)
-        pulse.failed("ingest", "it failed", now=NOW)
+        pulse.failed("ingest", "it failed")
         assert pulse.states(now=after(1))["ingest"].trouble == "it failed"
+
+    def test_a_part_that_another_process_has_is_none_of_this_one(self, pulse: Pulse):
+        pulse.worked("controller", now=NOW)
+        assert list(pulse.states(now=NOW)) == ["ingest"]

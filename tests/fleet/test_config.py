@@ -76,7 +76,9 @@ def test_variables_of_others_are_left_alone(load, name):
         ({"flags": {"console.url": "fleet.example"}}, ["console.url", "'fleet.example'", "https://host"]),
         ({"flags": {"console.url": "https://fleet.example/mooring"}}, ["console.url", "without a path"]),
         ({"flags": {"console.url": "https://fleet.example:port"}}, ["console.url", "https://host"]),
-        ({"flags": {"console.url": "https://ola:x@fleet.example"}}, ["console.url", "'https://***@fleet.example'"]),
+        ({"flags": {"console.url": "https://ola:x@fleet.example"}}, ["console.url", "'***@fleet.example'"]),
+        ({"flags": {"console.url": "https://fleet.example?"}}, ["console.url", "https://host"]),
+        ({"flags": {"console.url": "https://fleet.example\n"}}, ["console.url", "https://host"]),
         ({"flags": {"broker.url": "mqtt://b:1883"}}, ["broker.url", "mqtt://b:1883", "mqtts://"]),
     ],
 )

@@ -79,7 +79,7 @@ class NewWebhook(Body):
     secret: ShortText | None = None
     #: Needed for addresses of a private network, and for http.
     allow_private: bool = False
-    #: alarm, rule; none: both.
+    #: alarm, rule, server; none: all.
     topics: Annotated[list[ShortText], Field(max_length=10)] = Field(default_factory=list)
     reason: Reason = ""
 

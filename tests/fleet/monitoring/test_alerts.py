@@ -91,40 +91,76 @@ def queued(database: Database) -> list[dict]:
         return [dict(job.payload) for job in jobs.list_jobs(tx, DEFAULT_TENANT, kind=announcing.DELIVER)][::-1]
 
 
+class Parts:
+    """What one process says of its ingest, and what a controller that looks each 15 seconds tells of it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database, self.seen, self.worked_at = database, dict[str, standstills.Seen](), START
+        service.create_recipient(database, recipient=HOOK, by=OPERATOR, now=START)
+        service.create_recipient(database, recipient=replace(HOOK, name="drift-only", topics=("alarm",)), by=OPERATOR, now=START)
+
+    def say(self, seconds: float, trouble: str, process: str = "host:1") -> None:
+        self.worked_at = self.worked_at if trouble else at(seconds)
+        with self._database.transaction() as tx:
+            state = PartState(trouble, START, self.worked_at)
+            parts.report(tx, DEFAULT_TENANT, process, {"ingest": state}, now=at(seconds))
+
+    def look(self, seconds: float) -> list[str]:
+        with self._database.transaction() as tx:
+            self.seen = standstills.tell(tx, DEFAULT_TENANT, self.seen, now=at(seconds), system_now=at(seconds))
+        return [f"{one['recipient']}: {one['alert']['title']}" for one in queued(self._database)]
+
+    def go_on(self, start: float, end: float, trouble: str) -> list[str]:
+        told: list[str] = []
+        for seconds in range(round(start), round(end) + 1, 15):
+            self.say(seconds, trouble)
+            told = self.look(seconds)
+        return told
+
+
 def test_a_part_of_the_server_that_stands_still_is_told_once_and_once_that_it_works(fleet: Database):
-    service.create_recipient(fleet, recipient=HOOK, by=OPERATOR, now=START)
-    service.create_recipient(fleet, recipient=replace(HOOK, name="drift-only", topics=("alarm",)), by=OPERATOR, now=START)
-    seen: dict[str, datetime] = {}
-
-    def look_at_parts(seconds: float, trouble: str) -> list[str]:
-        state = PartState(trouble, START, at(seconds) if not trouble else START)
-        with fleet.transaction() as tx:
-            parts.report(tx, DEFAULT_TENANT, "host:1", {"ingest": state}, now=at(seconds))
-            found = standstills.tell(tx, DEFAULT_TENANT, seen, now=at(seconds), system_now=at(seconds))
-        seen.clear()
-        seen.update(found)
-        return [f"{one['recipient']}: {one['alert']['title']}" for one in queued(fleet)]
-
-    assert look_at_parts(0, "") == []
-    assert look_at_parts(40, "No connection.") == []
-    assert look_at_parts(99, "No connection.") == []
+    server = Parts(fleet)
+    assert server.go_on(0, 15, "") == []
+    assert server.go_on(30, 105, "No connection.") == []
     begun = ["pager: The server's ingest stands still"]
-    assert look_at_parts(100, "No connection.") == begun
-    assert queued(fleet)[0]["alert"]["text"].startswith("What devices say is not stored;")
-    assert look_at_parts(8000, "No connection.") == begun
-    over = [*begun, "pager: The server's ingest works again"]
-    assert look_at_parts(8100, "") == look_at_parts(8200, "") == over
+    assert server.go_on(120, 8010, "No connection.") == begun
+    assert queued(fleet)[0]["alert"]["text"] == "What devices say is not stored; they keep it and send it later. No connection."
+    assert queued(fleet)[0]["alert"]["time"] == at(15).isoformat()
+    assert server.go_on(8025, 8400, "") == [*begun, "pager: The server's ingest works again"]
+
+
+def test_a_process_that_has_just_begun_is_no_sign_that_a_part_works_again(fleet: Database):
+    server = Parts(fleet)
+    server.say(0, "")
+    begun = server.go_on(15, 300, "No connection.")
+    assert begun == ["pager: The server's ingest stands still"]
+    server.say(400, parts.JUST_BEGUN, "host:2")
+    assert server.look(401) == begun
+    server.say(402, "", "host:2")
+    assert len(server.look(403)) == 2
 
 
 def test_a_server_that_was_off_for_a_night_tells_nobody_that_it_was(fleet: Database):
-    service.create_recipient(fleet, recipient=HOOK, by=OPERATOR, now=START)
-    with fleet.transaction() as tx:
-        parts.report(tx, DEFAULT_TENANT, "host:1", {"ingest": PartState("", START, START)}, now=START)
-        seen = standstills.tell(tx, DEFAULT_TENANT, {}, now=at(30_000), system_now=at(30_000))
-        assert list(seen) == ["ingest"]
-        parts.report(tx, DEFAULT_TENANT, "host:2", {"ingest": PartState("", at(30_002), at(30_002))}, now=at(30_002))
-        assert standstills.tell(tx, DEFAULT_TENANT, seen, now=at(30_100), system_now=at(30_015)) == {}
-    assert queued(fleet) == []
+    server = Parts(fleet)
+    server.say(0, "")
+    assert server.look(30_000) == []
+    server.say(30_001, parts.JUST_BEGUN, "host:2")
+    assert server.look(30_015) == []
+    assert list(server.seen) == ["ingest"]
+    server.say(30_002, "", "host:2")
+    assert server.look(30_030) == []
+    assert server.seen == {}
+
+
+def test_a_look_after_a_pause_counts_as_the_first(fleet: Database):
+    """The machine slept, or another process was the controller meanwhile."""
+    server = Parts(fleet)
+    server.say(0, "")
+    assert server.go_on(15, 60, "No connection.") == []
+    server.say(5000, "No connection.")
+    assert server.look(5000) == []
+    assert server.go_on(5015, 5045, "No connection.") == []
+    assert len(server.go_on(5060, 5060, "No connection.")) == 1
 
 
 def look(database: Database, seconds: float) -> int:

@@ -183,6 +183,11 @@ def test_a_refusal_repeats_what_was_seen_and_never_what_may_be_secret(who: Peopl
     assert refused["errors"][0]["reason"].endswith('; seen: "many"')
     long = who.viewer.get("/devices", params={"limit": "x" * 5000}).json()
     assert len(long["detail"]) < 300
+    wish = who.operator.post("/campaigns", json={"line": "digits", "release": "1.0", "phases": [{"until_percent": 4000}]})
+    assert "seen: 4000" in wish.text, wish.text
+    value = "hunter2" * 1000
+    for path, body in (("secrets/door", {"value": value}), ("secrets/door", value), ("secrets/door", {"value": [value]})):
+        assert "hunter2" not in who.operator.put(f"/devices/cam-1/{path}", json=body, headers={"If-Match": "*"}).text
     user = {"name": "eva", "permissions": ["viewer"]}
     for secret in ({"password": 4711}, {"password": "4711" * 500}, {"pasword": "4711"}, {"must_change_password": "4711"}):
         wrong = who.admin.post("/users", json={**user, **secret})

@@ -162,7 +162,7 @@ def test_every_page_says_what_of_the_server_stands_still_since_when_and_why(tmp_
         assert "stands still" not in maria.get("/").text
         with site.ground.database.transaction() as tx:
             states = {"ingest": PartState("The broker refuses it: <b>x</b>.", now - timedelta(hours=2), now - timedelta(hours=1))}
-            parts.report(tx, DEFAULT_TENANT, "host:1", states, now=now + timedelta(minutes=5))
+            parts.report(tx, DEFAULT_TENANT, "host:1", states, now=now + timedelta(seconds=40))
         for path in PAGES:
             page = maria.get(path).text
             assert page.count("ingest stands still since") == 1, path
