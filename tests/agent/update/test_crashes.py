@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from simulators.device import DOWNLOADS_DIR, LINE, DeviceSimulator, Release, Witness, make_release
 from simulators.disk import Fault
@@ -229,6 +229,8 @@ def test_the_suite_above_has_no_blind_spot():
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# a complete file whose name outlived a cut that its bytes did not
+@example(name="a bad first install", seed=21, gaps=[12, 21, 12], kinds=[Fault.CUT_BEFORE, Fault.CUT_BEFORE, *[Fault.CUT_AFTER] * 10])
 @given(
     name=st.sampled_from(sorted(SCENARIOS)),
     seed=st.integers(0, 10_000),
