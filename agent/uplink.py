@@ -477,7 +477,7 @@ class Uplink:
         self._lost = text
 
     def _on_failed(self, error: Exception) -> None:
-        self._lost = f"what the broker sent cannot be read ({type(error).__name__}: {error})"
+        self._lost = f"the MQTT client failed ({type(error).__name__}: {error})"
 
     def _on_puback(self, mid: int, reason: ReasonCode) -> None:
         self._ring_out.discard(mid)
@@ -585,7 +585,7 @@ def try_broker(endpoint: Endpoint, identity: Identity, *, proxy: str | None, tim
         answers.append(text)
         answered.set()
 
-    client = _new_client(endpoint, identity, proxy, on_failed=lambda error: note(f"sent what cannot be read: {error}"))
+    client = _new_client(endpoint, identity, proxy, on_failed=lambda error: note(f"made the MQTT client fail: {error}"))
 
     client.on_connect = lambda _c, _u, _flags, reason, _p: note(str(reason))
     client.on_disconnect = lambda _c, _u, _flags, reason, _p: note(f"closed the connection: {reason}")

@@ -289,7 +289,7 @@ class Bus:
         self.refusal = ""
         if not self._is_told_away:  # once, not at every attempt
             self._is_told_away = True
-            log.warning("broker_unreachable principal=%s url=%s", self.options.principal, self.options.url)
+            log.warning("broker_unreachable principal=%s place=%s", self.options.principal, self.place)
 
     def _ready(self) -> None:
         self._is_told_away = False

@@ -20,7 +20,7 @@ def test_when_all_connections_are_in_use_the_next_one_is_told_so(database: Datab
     url = database.engine.url.render_as_string(hide_password=False)
     hurried = Database(url, busy_timeout_s=0.2)
     with contextlib.ExitStack() as held:
-        while hurried.engine.pool.checkedout() < 32:  # type: ignore[attr-defined]
+        while hurried.engine.pool.checkedout() < 32:  # type: ignore[attr-defined]  # a QueuePool has it
             held.enter_context(hurried.engine.connect())
         with pytest.raises(UnavailableError, match="All connections to the database are in use") as caught, hurried.reading():
             pass
